@@ -1,0 +1,172 @@
+"""Item 2.2: the two terms of the evidence lower bound (ELBO), and a tighter bound to judge it by.
+
+For an image x with code z ~ q(z|x) the model's log-likelihood is bounded below by
+
+    log p(x) >= ELBO = E_q[log p(x|z)] - KL(q(z|x) || p(z)),      Kingma & Welling 2014, eq. (3)
+
+with a Gaussian decoder p(x|z) = N(x; recon_x, sigma^2 I), a diagonal Gaussian posterior q(z|x) = N(mu, diag e^logvar)
+and the prior p(z) = N(0, I). Training minimises the negative ELBO. All here are pure functions of tensors, in nats.
+"""
+
+import math
+
+import torch
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+def _reduce(per_item, reduction):
+    """Reduce one value per image, (B,), over the batch in the way that torch's losses name."""
+    if reduction == "mean":
+        return per_item.mean()
+    if reduction == "sum":
+        return per_item.sum()
+    if reduction == "none":
+        return per_item
+    raise ValueError(f"reduction must be 'mean', 'sum' or 'none', not {reduction!r}")
+
+
+def _check_same_shape(**tensors):
+    """Refuse different shapes: broadcasting (B, 784) against (B, 1, 28, 28) would give a number, but a wrong one."""
+    (name, tensor), (other_name, other) = tensors.items()
+    if tensor.shape != other.shape:
+        raise ValueError(
+            f"{name} and {other_name} must have the same shape, not {tuple(tensor.shape)} and {tuple(other.shape)}"
+        )
+
+
+def negative_log_likelihood(x, recon_x, sigma=1.0, reduction="mean"):
+    """Negative log-density of images under a Gaussian decoder, -log N(x; recon_x, sigma^2 I), all constants included.
+
+    Parameters
+    ----------
+    x, recon_x : torch.Tensor, shape (B, ...)
+        Images and their reconstructions (the decoder's means).
+    sigma : float or torch.Tensor of one element
+        Standard deviation of every pixel, in the unit of x.
+    reduction : {"mean", "sum", "none"}
+        Over the batch; pixels are always summed.
+
+    Returns
+    -------
+    torch.Tensor
+        Nats per image: a scalar, or shape (B,) for "none".
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, sigma is not a positive number, or the reduction is unknown.
+    """
+    _check_same_shape(x=x, recon_x=recon_x)
+    sigma = torch.as_tensor(sigma, dtype=recon_x.dtype, device=recon_x.device)
+    if not (sigma.numel() == 1 and sigma > 0 and sigma.isfinite()):
+        raise ValueError(f"sigma must be one positive, finite number, not {sigma.tolist()}")
+    squared_error = (x - recon_x).square().flatten(1).sum(1)
+    pixels = math.prod(x.shape[1:])
+    per_image = 0.5 * squared_error / sigma.square() + pixels * (sigma.log() + 0.5 * LOG_2PI)
+    return _reduce(per_image, reduction)
+
+
+def kl_diag_normal(mu, logvar, reduction="mean"):
+    """KL divergence of a diagonal Gaussian from the prior, KL(N(mu, diag e^logvar) || N(0, I)).
+
+    -1/2 sum_k (1 + logvar_k - mu_k^2 - e^logvar_k): Kingma & Welling 2014, appendix B; proved in the README, item 2.3.
+
+    Parameters
+    ----------
+    mu, logvar : torch.Tensor, shape (B, K) or (K,)
+        Mean and log-variance of each latent dimension.
+    reduction : {"mean", "sum", "none"}
+        Over the batch; latent dimensions are always summed.
+
+    Returns
+    -------
+    torch.Tensor
+        Nats per image: a scalar, or shape (B,) for "none" (a scalar for inputs of shape (K,)).
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ or the reduction is unknown.
+    """
+    return _reduce(kl_per_dimension(mu, logvar).sum(-1), reduction)
+
+
+def kl_per_dimension(mu, logvar):
+    """Each latent dimension's share of `kl_diag_normal`, in nats; same shape as mu, same errors."""
+    _check_same_shape(mu=mu, logvar=logvar)
+    # expm1(v) - v keeps its digits near v = 0, where 1 + v - e^v cancels: a collapsed dimension has a KL of about 0.
+    return 0.5 * (mu.square() + torch.expm1(logvar) - logvar)
+
+
+def elbo_loss(x, recon_x, mu, logvar, sigma=1.0, reduction="mean"):
+    """Negative ELBO: `negative_log_likelihood` plus `kl_diag_normal`, with their parameters and errors.
+
+    With recon_x decoded from one draw z ~ q(z|x) this is an unbiased estimate of the bound, in nats per image.
+    """
+    return negative_log_likelihood(x, recon_x, sigma, reduction) + kl_diag_normal(mu, logvar, reduction)
+
+
+def optimal_sigma(x, recon_x):
+    """Decoder standard deviation of greatest likelihood: the root of the mean squared error, a scalar tensor.
+
+    It is where the derivative of `negative_log_likelihood` with respect to sigma is zero ("optimal sigma", Rybkin et al.
+    2021).
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
+    """
+    _check_same_shape(x=x, recon_x=recon_x)
+    return (x - recon_x).square().mean().sqrt()
+
+
+def importance_weighted_log_likelihood(model, x, samples=1000, samples_at_once=50):
+    """Importance-weighted lower bound on log p(x), tighter than the ELBO and exact as `samples` grows.
+
+    log (1/S) sum_s p(x|z_s) p(z_s) / q(z_s|x) with z_s ~ q(z|x): Burda et al. 2016, eq. (8).
+
+    Parameters
+    ----------
+    model : VAE
+        Or anything with its `encode`, `reparameterize`, `decode` and `sigma`.
+    x : torch.Tensor, shape (B, ...)
+        Images.
+    samples : int
+        S, draws of z for each image, from torch's global generator; S = 1 gives the ELBO in expectation.
+    samples_at_once : int
+        Draws decoded together: memory is that many reconstructions of x.
+
+    Returns
+    -------
+    torch.Tensor, shape (B,)
+        Nats per image.
+
+    Raises
+    ------
+    ValueError
+        If `samples` or `samples_at_once` is less than 1.
+    """
+    if samples < 1 or samples_at_once < 1:
+        raise ValueError(f"samples and samples_at_once must be at least 1, not {samples} and {samples_at_once}")
+    log_weights = []
+    with torch.no_grad():
+        mu, logvar = model.encode(x)
+        for start in range(0, samples, samples_at_once):
+            draws = min(samples_at_once, samples - start)
+            log_weights.append(_log_weights(model, x, mu, logvar, draws))
+    return torch.logsumexp(torch.cat(log_weights), dim=0) - math.log(samples)
+
+
+def _log_weights(model, x, mu, logvar, draws):
+    """log p(x|z) + log p(z) - log q(z|x) for `draws` codes of each image, shape (draws, B)."""
+    repeated_mu = mu.repeat(draws, 1)
+    repeated_logvar = logvar.repeat(draws, 1)
+    z = model.reparameterize(repeated_mu, repeated_logvar)
+    epsilon = (z - repeated_mu) * torch.exp(-0.5 * repeated_logvar)
+    log_prior_over_posterior = 0.5 * (epsilon.square() + repeated_logvar - z.square()).sum(1)  # log 2 pi cancels
+    recon_x = model.decode(z).flatten(1)
+    repeated_x = x.flatten(1).repeat(draws, 1)
+    nll = negative_log_likelihood(repeated_x, recon_x, model.sigma, reduction="none")
+    return (log_prior_over_posterior - nll).view(draws, len(x))

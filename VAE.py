@@ -1,0 +1,128 @@
+"""Item 2.1: the variational autoencoder, and the two pairs of networks it is built from.
+
+The encoder turns an image into a diagonal Gaussian over codes, q(z|x) = N(mu, diag e^logvar); the decoder turns a code
+into the mean of a Gaussian over images, p(x|z) = N(recon, sigma^2 I). The reparameterization z = mu + sigma_z * epsilon
+makes a draw from the first a differentiable input of the second (Kingma & Welling 2014, section 2.4).
+"""
+
+import torch
+from torch import nn
+
+IMAGE_SHAPE = (1, 28, 28)
+PIXELS = 28 * 28
+
+
+def conv_networks(latent_dim):
+    """Convolutional encoder and decoder.
+
+    Convolutions over a one-channel image keep a processor waiting for memory. The image is therefore folded to four
+    channels of 14x14 (`PixelUnshuffle`), and the decoder unfolds its output the same way (`PixelShuffle`, Shi et al.
+    2016), which also has none of the checkerboard patterns of transposed convolutions.
+    """
+    encoder = nn.Sequential(
+        nn.PixelUnshuffle(2),  # (4, 14, 14)
+        nn.Conv2d(4, 32, kernel_size=3, padding=1),
+        nn.SiLU(),
+        nn.Conv2d(32, 64, kernel_size=3, stride=2, padding=1),  # (64, 7, 7)
+        nn.SiLU(),
+        nn.Flatten(),
+        nn.Linear(64 * 7 * 7, 256),
+        nn.SiLU(),
+        nn.Linear(256, 2 * latent_dim),
+    )
+    decoder = nn.Sequential(
+        nn.Linear(latent_dim, 256),
+        nn.SiLU(),
+        nn.Linear(256, 64 * 7 * 7),
+        nn.SiLU(),
+        nn.Unflatten(1, (64, 7, 7)),
+        nn.Conv2d(64, 4 * 32, kernel_size=3, padding=1),
+        nn.PixelShuffle(2),  # (32, 14, 14)
+        nn.SiLU(),
+        nn.Conv2d(32, 4, kernel_size=3, padding=1),
+        nn.PixelShuffle(2),  # (1, 28, 28)
+    )
+    return encoder, decoder
+
+
+def mlp_networks(latent_dim):
+    """Fully connected encoder and decoder (item 2.5)."""
+    encoder = nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(PIXELS, 1024),
+        nn.SiLU(),
+        nn.Linear(1024, 512),
+        nn.SiLU(),
+        nn.Linear(512, 2 * latent_dim),
+    )
+    decoder = nn.Sequential(
+        nn.Linear(latent_dim, 512),
+        nn.SiLU(),
+        nn.Linear(512, 1024),
+        nn.SiLU(),
+        nn.Linear(1024, PIXELS),
+        nn.Unflatten(1, IMAGE_SHAPE),
+    )
+    return encoder, decoder
+
+
+# name: function from the latent size to an encoder (B, 1, 28, 28) -> (B, 2K) and a decoder (B, K) -> (B, 1, 28, 28)
+ARCHITECTURES = {"conv": conv_networks, "mlp": mlp_networks}
+
+
+class VAE(nn.Module):
+    """Variational autoencoder for 28x28 images with values in [0, 1].
+
+    Parameters
+    ----------
+    latent_dim : int
+        K, the number of latent dimensions.
+    architecture : {"conv", "mlp"}
+        A name in `ARCHITECTURES`.
+
+    Attributes
+    ----------
+    sigma : torch.Tensor, scalar buffer
+        The decoder's standard deviation for every pixel; 1 until training calibrates it, saved with the weights.
+
+    Raises
+    ------
+    ValueError
+        If `latent_dim` is not a positive integer or the architecture is unknown.
+    """
+
+    def __init__(self, latent_dim=2, architecture="conv"):
+        super().__init__()
+        if not isinstance(latent_dim, int) or latent_dim < 1:
+            raise ValueError(f"latent_dim must be a positive integer, not {latent_dim!r}")
+        if architecture not in ARCHITECTURES:
+            raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, not {architecture!r}")
+        self.latent_dim = latent_dim
+        self.architecture = architecture
+        self.encoder, self.decoder = ARCHITECTURES[architecture](latent_dim)
+        self.register_buffer("sigma", torch.tensor(1.0))
+
+    def encode(self, x):
+        """Return mu and logvar, (B, K) each, of q(z|x) for x of shape (B, 1, 28, 28), (B, 28, 28) or (B, 784).
+
+        Raises `ValueError` for any other shape.
+        """
+        if x.shape[1:] not in {IMAGE_SHAPE, IMAGE_SHAPE[1:], (PIXELS,)}:
+            raise ValueError(f"x must be (B, 1, 28, 28), (B, 28, 28) or (B, 784), not {tuple(x.shape)}")
+        # Under autocast the networks compute in bfloat16; what follows them keeps the precision of x.
+        mu, logvar = self.encoder(x.reshape(-1, *IMAGE_SHAPE)).to(x.dtype).chunk(2, dim=1)
+        return mu, logvar
+
+    def reparameterize(self, mu, logvar):
+        """Draw z ~ N(mu, diag e^logvar), (B, K), as a differentiable function of both."""
+        return mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
+
+    def decode(self, z):
+        """Return the means of p(x|z), (B, 1, 28, 28) in [0, 1], for codes z of shape (B, K)."""
+        return torch.sigmoid(self.decoder(z).to(z.dtype))
+
+    def forward(self, x):
+        """Return a reconstruction of x, in its shape, from one draw of its code, with that code's mu and logvar."""
+        mu, logvar = self.encode(x)
+        recon_x = self.decode(self.reparameterize(mu, logvar))
+        return recon_x.view(x.shape), mu, logvar

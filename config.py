@@ -1,0 +1,165 @@
+"""Settings: what they mean, what they may be, and the command line that is made from them.
+
+A field's metadata is its help text, and a value that cannot be used is refused here, before any work is done. Nothing
+heavy is imported, so that `python main.py --help` answers at once.
+"""
+
+import argparse
+import contextlib
+import math
+import sys
+from dataclasses import dataclass, field, fields
+from typing import NamedTuple
+
+from files import InputError
+
+ARCHITECTURES = ("conv", "mlp")  # the names in VAE.ARCHITECTURES, here without importing torch
+STAGES = ("begin", "middle", "end")
+EPOCHS = 10
+SMALL_SET = 20_000  # training images; for fewer, an epoch is so short that more of them are needed
+SMALL_SET_EPOCHS = 60
+MAX_LATENT_DIM = 256
+MAX_SEED = 2**31
+EXIT_INPUT_ERROR = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+
+
+def option(default, help, **argument):
+    """Declare a dataclass field that is also a command-line option, with its help and further argparse arguments."""
+    return field(default=default, metadata={"help": help, **argument})
+
+
+def check(condition, name, found, expected):
+    """Raise `InputError` about the setting `name` unless the condition holds."""
+    if not condition:
+        raise InputError(f"{name.replace('_', '-')}: found {found!r}, expected {expected}")
+
+
+def _is_integer(value, low, high=math.inf):
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_positive(value):
+    return isinstance(value, (int, float)) and math.isfinite(value) and value > 0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a VAE is trained; `InputError`, a `ValueError`, names a value that cannot be used."""
+
+    epochs: int = option(EPOCHS, "passes over the training images")
+    batch_size: int = option(128, "images for each gradient step")
+    learning_rate: float = option(3e-3, "peak of the one-cycle schedule for Adam")
+    seed: int = option(0, "the one number from which all random draws follow")
+    sigma: float | None = option(
+        None,
+        "the decoder's standard deviation in units of pixel value; unset, it is calibrated on each batch",
+        type=float,
+    )
+
+    def __post_init__(self):
+        check(_is_integer(self.epochs, 1), "epochs", self.epochs, "an integer of at least 1")
+        check(_is_integer(self.batch_size, 1), "batch_size", self.batch_size, "an integer of at least 1")
+        check(_is_positive(self.learning_rate), "learning_rate", self.learning_rate, "a positive, finite number")
+        check(_is_integer(self.seed, 0, MAX_SEED), "seed", self.seed, f"an integer from 0 to {MAX_SEED}")
+        check(self.sigma is None or _is_positive(self.sigma), "sigma", self.sigma, "a positive, finite number")
+
+
+class Scale(NamedTuple):
+    """How much of everything a run uses: in full, or for a quick look at the whole path."""
+
+    train_images: int | None  # None: all
+    test_images: int | None
+    epochs: int | None  # None: as many as suit the training set
+    entropy_samples: int  # points of each running estimate in Problem 1
+    tsne_images: int
+    importance_images: int  # images and draws for the importance-weighted bound
+    importance_samples: int
+
+
+FULL = Scale(None, None, None, 1_000_000, 2000, 500, 200)
+QUICK = Scale(1000, 500, 5, 20_000, 200, 20, 20)
+
+
+@dataclass(frozen=True)
+class Settings(TrainConfig):
+    """Everything that `python main.py` can be told."""
+
+    epochs: int | None = option(
+        None,
+        f"passes over the training images; unset, {EPOCHS}, or {SMALL_SET_EPOCHS} for fewer than {SMALL_SET:,} images",
+        type=int,
+    )
+    data_root: str = option("data", "folder whose MNIST/raw holds, or is to hold, the four files of the data set")
+    dataset_name: str | None = option(
+        None, "what figures call a data set that is not MNIST; unset, the name of its folder", type=str
+    )
+    figures: str = option("figures", "folder for figures, results.json and the gallery")
+    checkpoints: str = option("checkpoints", "folder for trained weights")
+    latent_dims: tuple[int, ...] = option((2, 16), "numbers of latent dimensions", type=int, nargs="+", metavar="K")
+    architectures: tuple[str, ...] = option(
+        ARCHITECTURES, f"any of: {', '.join(ARCHITECTURES)}", type=str, nargs="+", metavar="NAME"
+    )
+    device: str = option("auto", "torch device such as cpu, cuda or mps; auto takes an accelerator if there is one")
+    offline: bool = option(False, "do not try to download MNIST")
+    quick: bool = option(False, "the whole path on a small sample, in under a minute: a trial, not a result")
+    evidence: bool = option(False, "also the repeated seeds, the latent sizes and the sigma = 1 runs of the report")
+    resume: bool = option(False, "take over runs with the same settings and data that an earlier call finished")
+
+    def __post_init__(self):
+        self.train_config(SMALL_SET)  # checks what belongs to training
+        for name in ("latent_dims", "architectures"):
+            values = getattr(self, name)
+            check(len(values) > 0 and len(set(values)) == len(values), name, values, "one or more, each once")
+        for dim in self.latent_dims:
+            check(_is_integer(dim, 1, MAX_LATENT_DIM), "latent_dims", dim, f"integers from 1 to {MAX_LATENT_DIM}")
+        for name in self.architectures:
+            check(name in ARCHITECTURES, "architectures", name, f"any of {', '.join(ARCHITECTURES)}")
+
+    @property
+    def scale(self):
+        """The `Scale` of this run."""
+        return QUICK if self.quick else FULL
+
+    def train_config(self, image_count):
+        """The `TrainConfig` of this run for that many training images."""
+        usual = EPOCHS if image_count >= SMALL_SET else SMALL_SET_EPOCHS
+        config = {setting.name: getattr(self, setting.name) for setting in fields(TrainConfig)}
+        return TrainConfig(**config | {"epochs": self.epochs or self.scale.epochs or usual})
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, exit status 2, and nothing else."""
+
+    def error(self, message):
+        self.exit(EXIT_INPUT_ERROR, f"{self.prog}: error: {message}\n")
+
+
+def parse_settings(arguments=None):
+    """Make `Settings` from the command line; exits with status 2 and one line on an argument that cannot be used."""
+    parser = OneLineParser(
+        prog="main.py",
+        description="Make every figure and number of the assignment: Gaussian mixtures, then VAEs on MNIST.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    for setting in fields(Settings):
+        flag = "--" + setting.name.replace("_", "-")
+        if setting.type is bool:
+            parser.add_argument(flag, action="store_true", help=setting.metadata["help"])
+        else:
+            parser.add_argument(flag, **{"type": setting.type, "default": setting.default, **setting.metadata})
+    values = vars(parser.parse_args(arguments))
+    try:
+        return Settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    except InputError as error:
+        parser.error(str(error))
+
+
+@contextlib.contextmanager
+def errors_in_one_line(program):
+    """Turn what a user can cause, `InputError` and `OSError`, into one line on standard error and exit status 2."""
+    try:
+        yield
+    except (InputError, OSError) as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        sys.exit(EXIT_INPUT_ERROR)

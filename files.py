@@ -1,0 +1,61 @@
+"""How the bundle writes files: whole or not at all.
+
+Each file is made under a temporary name and then renamed, which the operating system does in one step. A run that is
+killed, or a disk that is full, can therefore not leave half a file, nor take away the one that was there before.
+"""
+
+import json
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+DOTS_PER_INCH = 150
+TEMPORARY = ".{}.part"  # one fixed name for each file, so that a leftover is overwritten or found and removed
+
+
+class InputError(ValueError):
+    """An argument or a file of the user's cannot be used; the message is one line that names it."""
+
+
+@contextmanager
+def whole_file(path):
+    """Yield a temporary path to write to, which becomes `path` when the block ends without an error.
+
+    Missing folders are made. After an error the temporary file is gone and `path` is as it was.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be made or written to.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(TEMPORARY.format(path.name))
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder):
+    """Remove the temporary files that a killed run left in `folder` or below it."""
+    for leftover in Path(folder).rglob(TEMPORARY.format("*")):
+        leftover.unlink(missing_ok=True)
+
+
+def write_text(path, text):
+    """Write `text` to `path` as UTF-8."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path, values):
+    """Write `values` to `path` as JSON; a NaN or an infinity is a `ValueError`, since JSON has neither."""
+    write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
+
+
+def save_figure(figure, path):
+    """Write a matplotlib figure to `path` as PNG."""
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH)

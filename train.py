@@ -1,0 +1,326 @@
+"""Training a VAE on the ELBO, measuring it on held-out images, and item 2.4's learning curve.
+
+The decoder's sigma is calibrated: on each batch it takes its value of greatest likelihood (Rybkin et al. 2021). That
+leaves the gradient as it is, since the ELBO's derivative with respect to sigma is zero there; it sets the weight of the
+reconstruction against the KL, which so follows the reconstruction's quality instead of a guess.
+"""
+
+import math
+import pickle
+from contextlib import contextmanager
+from itertools import cycle
+
+import numpy as np
+import torch
+from matplotlib import color_sequences
+from matplotlib.figure import Figure
+
+from config import STAGES, TrainConfig
+from ELBO import (
+    importance_weighted_log_likelihood,
+    kl_diag_normal,
+    kl_per_dimension,
+    negative_log_likelihood,
+    optimal_sigma,
+)
+from files import InputError, save_figure, whole_file
+from VAE import VAE
+
+ADAM_BETAS = (0.9, 0.99)
+CALIBRATION_IMAGES = 10_000  # training images from which the stored sigma is computed
+IMAGES_AT_ONCE = 1000  # in measurements, which need no gradient
+ACTIVE_VARIANCE = 0.01  # of a unit's posterior mean over the data: Burda et al. 2016, section 5.1
+
+# ---- Training
+
+
+def train(model, images, config=None, on_stage=None, on_iteration=None):
+    """Maximise the ELBO of `images` by Adam with a one-cycle learning rate.
+
+    Parameters
+    ----------
+    model : VAE
+        Trained in place, on the device it is on; its `sigma` is set too.
+    images : torch.Tensor, shape (N, 1, 28, 28)
+        Training images in [0, 1].
+    config : TrainConfig, optional
+    on_stage : callable, optional
+        Called as on_stage(name, iteration) at the three stages: "begin" after 1 % of the iterations (at least 10),
+        "middle" after half, "end" after the last.
+    on_iteration : callable, optional
+        Called as on_iteration(loss) after each iteration, loss a float in nats per image.
+
+    Returns
+    -------
+    dict
+        "loss", "nll" and "kl": lists with a value for each iteration, in nats per image (loss = nll + kl is the
+        negative ELBO of the batch); "stages": the iteration of each stage.
+
+    Raises
+    ------
+    FloatingPointError
+        If the loss is not finite, as after a far too high learning rate.
+    """
+    config = config or TrainConfig()
+    device = model.sigma.device
+    images = images.to(device)
+    iterations = config.epochs * math.ceil(len(images) / config.batch_size)
+    stages = stage_iterations(iterations)
+    history = {"loss": [], "nll": [], "kl": [], "stages": stages}
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, betas=ADAM_BETAS, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.learning_rate, total_steps=iterations, cycle_momentum=False
+    )
+    with seeded(config.seed):
+        batches = shuffled_batches(len(images), config)
+        for iteration, batch in enumerate(batches, start=1):
+            x = images[batch]
+            with mixed_precision(device):
+                recon_x, mu, logvar = model(x)
+            sigma = config.sigma or optimal_sigma(x, recon_x).detach()
+            nll = negative_log_likelihood(x, recon_x, sigma)
+            kl = kl_diag_normal(mu, logvar)
+            loss = nll + kl
+            if not loss.isfinite():
+                raise FloatingPointError(f"the loss is {loss.item()} at iteration {iteration}: lower the learning rate")
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            for name, value in (("loss", loss), ("nll", nll), ("kl", kl)):
+                history[name].append(value.item())
+            if on_iteration:
+                on_iteration(history["loss"][-1])
+            for name in (name for name, at in stages.items() if at == iteration):
+                model.sigma.fill_(config.sigma or calibrated_sigma(model, images[:CALIBRATION_IMAGES]))
+                if on_stage:
+                    on_stage(name, iteration)
+    return history
+
+
+def stage_iterations(iterations):
+    """After which iteration each stage of a training of that length is reached."""
+    begin = min(max(10, round(0.01 * iterations)), math.ceil(iterations / 3))  # a very short training has stages too
+    return dict(zip(STAGES, (begin, max(begin, iterations // 2), iterations), strict=True))
+
+
+def shuffled_batches(count, config):
+    """Yield the indices of every batch of every epoch; each epoch is a new permutation."""
+    for _ in range(config.epochs):
+        yield from torch.randperm(count).split(config.batch_size)
+
+
+@contextmanager
+def seeded(seed):
+    """Seed torch's global generators for a block, and leave them afterwards as they were before."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def mixed_precision(device):
+    """Compute matrix products in bfloat16 where the processor does so natively, otherwise in float32 as usual."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_native_bfloat16(device))
+
+
+def has_native_bfloat16(device):
+    """Tell whether a device has bfloat16 arithmetic: a property, not a timing, so that every run decides alike."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
+        return torch.cpu.get_capabilities().get("avx512_bf16", False)
+    return False
+
+
+def choose_device(name):
+    """Return the torch device of that name; "auto" is the accelerator (CUDA, MPS, ...) if there is one, or the CPU."""
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"device: found {name!r}, expected auto, cpu or an available accelerator") from error
+    return torch.device(name)
+
+
+# ---- Measuring
+
+
+@torch.no_grad()
+def calibrated_sigma(model, images):
+    """Return the standard deviation of greatest likelihood of the decoder for `images`, a float in pixel values."""
+    squares = [len(x) * optimal_sigma(x, model(x)[0]).square() for x in images.split(IMAGES_AT_ONCE)]
+    return math.sqrt(sum(squares) / len(images))
+
+
+@torch.no_grad()
+def evaluate(model, images, importance_images=0, importance_samples=100, seed=0):
+    """Measure the bound and its parts on held-out images, with the model's stored sigma.
+
+    Parameters
+    ----------
+    model : VAE
+    images : torch.Tensor, shape (N, 1, 28, 28)
+    importance_images, importance_samples : int
+        Images at the start of `images`, and draws for each, for the importance-weighted bound; 0 images leave it out.
+    seed : int
+        Of the draws z ~ q(z|x), one for each image.
+
+    Returns
+    -------
+    dict
+        elbo, elbo_standard_error, nll, kl (nats per image), reconstruction_mse (per pixel), active_units,
+        kl_per_dimension (nats, a list of K), and iw_log_likelihood with iw_standard_error, iw_images, iw_samples.
+    """
+    device = model.sigma.device
+    nll, kl, squared_error, mus = [], [], [], []
+    with seeded(seed):
+        for x in images.split(IMAGES_AT_ONCE):
+            x = x.to(device)
+            recon_x, mu, logvar = model(x)
+            nll.append(negative_log_likelihood(x, recon_x, model.sigma, reduction="none"))
+            kl.append(kl_per_dimension(mu, logvar))
+            squared_error.append((x - recon_x).square().flatten(1).mean(1))
+            mus.append(mu)
+        nll, kl, squared_error, mus = (torch.cat(values).double() for values in (nll, kl, squared_error, mus))
+        elbo = -nll - kl.sum(1)
+        results = {
+            "elbo": elbo.mean().item(),
+            "elbo_standard_error": standard_error(elbo),
+            "nll": nll.mean().item(),
+            "kl": kl.sum(1).mean().item(),
+            "reconstruction_mse": squared_error.mean().item(),
+            "active_units": int((mus.var(0) > ACTIVE_VARIANCE).sum()),
+            "kl_per_dimension": kl.mean(0).tolist(),
+        }
+        if importance_images:
+            x = images[:importance_images].to(device)
+            bound = importance_weighted_log_likelihood(model, x, importance_samples).double()
+            results |= {
+                "iw_log_likelihood": bound.mean().item(),
+                "iw_standard_error": standard_error(bound),
+                "iw_images": len(x),
+                "iw_samples": importance_samples,
+            }
+    return results
+
+
+def standard_error(values):
+    """Return the standard error of the mean of a tensor's values, as a float."""
+    return values.std().item() / math.sqrt(len(values))
+
+
+# ---- Checkpoints
+
+
+def save_checkpoint(path, model, stages, **more):
+    """Write the weights of a model at each stage, {stage: state_dict}, and whatever else is to be kept with them."""
+    with whole_file(path) as temporary:
+        shape = {"latent_dim": model.latent_dim, "architecture": model.architecture}
+        torch.save({**shape, "stages": stages, **more}, temporary)
+
+
+def read_checkpoint(path):
+    """Return what `save_checkpoint` wrote to `path`, as a dict; `InputError` if that is not what the file holds."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # no code in the file is ever run
+        missing = {"latent_dim", "architecture", "stages"} - set(checkpoint)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file, expected a checkpoint made by main.py") from error
+    except (pickle.UnpicklingError, RuntimeError, ValueError, TypeError, EOFError, KeyError) as error:
+        raise InputError(f"{path}: found something else, expected a checkpoint made by main.py") from error
+    if missing:
+        raise InputError(f"{path}: found no {' nor '.join(sorted(missing))}, expected a checkpoint made by main.py")
+    return checkpoint
+
+
+def model_at(checkpoint, stage="end"):
+    """Return the `VAE` of a checkpoint, on the CPU, as it was at a stage."""
+    model = VAE(checkpoint["latent_dim"], checkpoint["architecture"])
+    model.load_state_dict(checkpoint["stages"][stage])
+    return model.eval()
+
+
+def load_checkpoint(path, stage="end"):
+    """Return the `VAE` saved at `path` as it was at a stage; `InputError` names a file or stage that will not do."""
+    checkpoint = read_checkpoint(path)
+    try:
+        return model_at(checkpoint, stage)
+    except (KeyError, RuntimeError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: found no weights for its architecture at stage {stage!r}") from error
+
+
+# ---- Item 2.4: the learning curve
+
+
+def plot_elbo_curve(history, path, test_elbo=None, until=None, title=""):
+    """Write item 2.4's learning curve to `path`: the ELBO of every iteration, beside it its two parts.
+
+    Parameters
+    ----------
+    history : dict
+        As `train` returns it.
+    path : path-like
+        PNG file to write.
+    test_elbo : dict, optional
+        {stage: test ELBO in nats per image}, drawn at the stages' iterations.
+    until : int, optional
+        The last iteration to draw; the axes stay those of the whole training, so that stages can be compared.
+    title : str
+    """
+    until = until or len(history["loss"])
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure.suptitle(title)
+    whole, parts = figure.subplots(1, 2)
+    blue, orange, red, *_ = color_sequences["petroff10"]
+    elbo = [-loss for loss in history["loss"]]
+    reconstruction = [-nll for nll in history["nll"]]
+    _draw_curve(whole, elbo, until, blue, "ELBO, training batches")
+    if test_elbo:
+        reached = {stage: at for stage, at in history["stages"].items() if at <= until}
+        at_stages = [test_elbo[stage] for stage in reached]
+        whole.plot(reached.values(), at_stages, "o", color=orange, markeredgecolor="black", label="ELBO, test set")
+    _draw_curve(parts, reconstruction, until, blue, "reconstruction, −NLL")
+    _draw_curve(parts, [-kl for kl in history["kl"]], until, red, "−KL")
+    _set_curve_axes(whole, [elbo], "ELBO (nats per image)")
+    _set_curve_axes(parts, [reconstruction, [0.0]], "parts of the ELBO (nats per image)")
+    save_figure(figure, path)
+
+
+def plot_elbo_curves(histories, path, title=""):
+    """Write the ELBO per iteration of several runs, {name: history}, into one figure at `path`."""
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title)
+    elbos = {name: [-loss for loss in history["loss"]] for name, history in histories.items()}
+    for (name, elbo), color in zip(elbos.items(), cycle(color_sequences["petroff10"]), strict=False):
+        _draw_curve(axes, elbo, len(elbo), color, name)
+    _set_curve_axes(axes, elbos.values(), "ELBO of the training batch (nats per image)")
+    save_figure(figure, path)
+
+
+def _draw_curve(axes, values, until, color, label):
+    """Draw values against their iterations, faintly, and their running mean on top."""
+    iterations = range(1, until + 1)
+    axes.plot(iterations, values[:until], color=color, alpha=0.25, linewidth=0.8)
+    axes.plot(iterations, _running_mean(values)[:until], color=color, label=label)
+
+
+def _running_mean(values):
+    """Average each value over the iterations within 10 % of its own, an even window on a logarithmic axis."""
+    sums = np.cumsum([0.0, *values])
+    iterations = np.arange(1, len(values) + 1)
+    first = np.ceil(0.9 * iterations).astype(int)
+    last = np.minimum((1.1 * iterations).astype(int), len(values))
+    return (sums[last] - sums[first - 1]) / (last - first + 1)
+
+
+def _set_curve_axes(axes, curves, label):
+    """Scale the axes to whole curves, save for the first iterations, whose depth would flatten all the rest."""
+    longest = max(map(len, curves))
+    shown = [value for curve in curves for value in curve[len(curve) // 100 :]]
+    margin = 0.05 * (max(shown) - min(shown))
+    axes.set(xscale="log", xlim=(1, 1.2 * longest), ylim=(min(shown) - margin, max(shown) + margin))
+    axes.set(xlabel="iteration", ylabel=label)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")

@@ -1,0 +1,96 @@
+"""Item 2.4: the latent space in two dimensions, by t-SNE of the codes of held-out digits."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from matplotlib import color_sequences
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE, trustworthiness
+from sklearn.model_selection import cross_val_score
+from sklearn.neighbors import KNeighborsClassifier
+
+from files import save_figure
+
+NEIGHBOURS = 5
+PERPLEXITY = 30.0
+
+
+class Embedding(NamedTuple):
+    """Codes and their map, with how well the map keeps digits apart and neighbours together."""
+
+    codes: np.ndarray  # (N, K) posterior means
+    points: np.ndarray  # (N, 2)
+    knn_accuracy: float  # of a 5-nearest-neighbour classifier on the points, cross-validated
+    trustworthiness: float  # Venna and Kaski 2001: 1 if the map brings no strangers together
+
+
+@torch.no_grad()
+def encode_means(model, images):
+    """Return the posterior means of images (N, 1, 28, 28) as a numpy array (N, K)."""
+    return model.encode(images.to(model.sigma.device))[0].cpu().numpy()
+
+
+def embed(codes, labels, seed=0):
+    """Map codes (N, K) to the plane by t-SNE, from a PCA start, and rate the map with the labels (N,)."""
+    perplexity = min(PERPLEXITY, (len(codes) - 1) / 3)
+    points = TSNE(perplexity=perplexity, init=_pca_start(codes), random_state=seed).fit_transform(codes)
+    classifier = KNeighborsClassifier(NEIGHBOURS)
+    accuracy = cross_val_score(classifier, points, labels).mean()
+    return Embedding(codes, points, float(accuracy), float(trustworthiness(codes, points, n_neighbors=NEIGHBOURS)))
+
+
+def _pca_start(codes):
+    """Return the first two principal components at the scale that t-SNE starts from; one code dimension gets a zero."""
+    padded = np.pad(codes, ((0, 0), (0, max(0, 2 - codes.shape[1]))))
+    points = PCA(2, svd_solver="full").fit_transform(padded)
+    return 1e-4 * points / points[:, 0].std()
+
+
+def plot_tsne(model, images, labels, path, seed=0, title=""):
+    """Write a t-SNE map of images' codes to `path`, coloured by digit; where K = 2, the codes themselves beside it.
+
+    Parameters
+    ----------
+    model : VAE
+    images : torch.Tensor, shape (N, 1, 28, 28)
+    labels : torch.Tensor, shape (N,)
+        Classes 0..9.
+    path : path-like
+        PNG file to write.
+    seed : int
+        Of t-SNE.
+    title : str
+
+    Returns
+    -------
+    Embedding
+    """
+    labels = np.asarray(labels)
+    embedding = embed(encode_means(model, images), labels, seed)
+    panels = 2 if model.latent_dim == 2 else 1
+    figure = Figure(figsize=(0.8 + 5.2 * panels, 5.6), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    rating = f"{NEIGHBOURS}-NN accuracy {embedding.knn_accuracy:.3f}, trustworthiness {embedding.trustworthiness:.3f}"
+    _scatter(axes[0], embedding.points, labels, f"t-SNE of {len(labels):,} codes\n{rating}")
+    axes[0].set(xlabel="t-SNE 1", ylabel="t-SNE 2")
+    if panels == 2:
+        _scatter(axes[1], embedding.codes, labels, "the codes themselves\n(posterior means)")
+        axes[1].set(xlabel="$\\mu_1$", ylabel="$\\mu_2$")
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right center", title="class", markerscale=3)
+    save_figure(figure, path)
+    return embedding
+
+
+def _scatter(axes, points, labels, title):
+    for digit, color in enumerate(color_sequences["petroff10"]):
+        own = points[labels == digit]
+        axes.scatter(*own.T, s=5, color=color, label=str(digit), linewidths=0)
+        if len(own):  # ten colours are too many to tell apart by all readers
+            outline = [withStroke(linewidth=3, foreground="white")]
+            axes.text(*np.median(own, axis=0), str(digit), fontsize="x-large", weight="bold", path_effects=outline)
+    axes.set_title(title, fontsize="medium")
