@@ -110,8 +110,8 @@ def elbo_loss(x, recon_x, mu, logvar, sigma=1.0, reduction="mean"):
 def optimal_sigma(x, recon_x):
     """Decoder standard deviation of greatest likelihood: the root of the mean squared error, a scalar tensor.
 
-    It is where the derivative of `negative_log_likelihood` with respect to sigma is zero ("optimal sigma", Rybkin et al.
-    2021).
+    It is where the derivative of `negative_log_likelihood` with respect to sigma is zero: the optimal sigma of
+    Rybkin et al. 2021.
 
     Raises
     ------

@@ -245,7 +245,7 @@ def entropy_gap(gmm, component, n, seed=0, method="multiple_importance", threads
 def entropy_bounds(gmm):
     """Closed-form bounds on the entropy from the components' pairwise distances.
 
-    Kolchinsky & Tracey 2017, Eq. 10: H_D = sum_k w_k H(N_k) - sum_i w_i log sum_j w_j exp(-D(N_i, N_j)) is a lower
+    Kolchinsky & Tracey 2017: H_D = sum_k w_k H(N_k) - sum_i w_i log sum_j w_j exp(-D(N_i, N_j)) is a lower
     bound for D the Bhattacharyya distance, and an upper bound for D the Kullback-Leibler divergence.
 
     Returns
