@@ -4,6 +4,7 @@
 and measures each: the bounds, the codes, and how good samples are.
 """
 
+import copy
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -26,11 +27,12 @@ from sample_from_prior import (
     sample_mixture,
     sample_prior,
 )
-from train import evaluate
+from train import CALIBRATION_IMAGES, calibrated_sigma, evaluate, seeded
 from tsne import NEIGHBOURS, encode_means
 from VAE import VAE
 
 LATENT_DIMS = (1, 2, 4, 8, 16, 32, 64)
+SWEPT = "mlp"  # the architecture whose latent size is varied over all of these; the other is compared at the main sizes
 SEEDS = 3
 FIXED_SIGMA = 1.0
 FIXED_SIGMA_LATENT_DIM = 16
@@ -42,15 +44,20 @@ FEATURES = 50  # principal components of the training images' pixels
 
 def planned_experiments(settings, config):
     """List the evidence's experiments: the sweep over latent sizes, then the runs with a fixed sigma."""
-    latent_dims = settings.latent_dims if settings.quick else LATENT_DIMS
     fixed = settings.latent_dims[-1] if settings.quick else FIXED_SIGMA_LATENT_DIM
-    sizes = [(dim, config.sigma) for dim in latent_dims] + [(fixed, FIXED_SIGMA)]
     return [
         planned_experiment(architecture, dim, replace(config, seed=config.seed + index, sigma=sigma), index)
-        for dim, sigma in sizes
         for architecture in settings.architectures
+        for dim, sigma in [*((dim, config.sigma) for dim in latent_sizes(settings, architecture)), (fixed, FIXED_SIGMA)]
         for index in range(SEEDS)
     ]
+
+
+def latent_sizes(settings, architecture):
+    """Return the latent sizes at which an architecture is measured."""
+    if settings.quick or architecture != SWEPT:
+        return settings.latent_dims
+    return tuple(sorted({*LATENT_DIMS, *settings.latent_dims}))
 
 
 def planned_experiment(architecture, latent_dim, config, index):
@@ -70,7 +77,7 @@ def collect(settings, config, laboratory):
         training digits reach; "prior_check": the divergence measured on codes that are truly from the prior;
         "networks": parameters and multiply-adds of each architecture and latent size.
     """
-    dataset, scale = laboratory.dataset, settings.scale
+    dataset = laboratory.dataset
     experiments = planned_experiments(settings, config)
     judge = SampleJudge(dataset)
     runs = []
@@ -78,19 +85,13 @@ def collect(settings, config, laboratory):
         checkpoint = laboratory.obtain(experiment)
         laboratory.bar.set_description(f"measuring {experiment.name}")
         model = laboratory.model(checkpoint)
+        measured = laboratory.remembered(
+            experiment, lambda model=model: measure_all(model, dataset, settings.scale, judge)
+        )
+        rule = "calibrated" if experiment.config.sigma is None else experiment.config.sigma
+        settled = {"architecture": experiment.architecture, "latent_dim": experiment.latent_dim, "sigma_rule": rule}
         runs.append(
-            {
-                "architecture": experiment.architecture,
-                "latent_dim": experiment.latent_dim,
-                "seed": experiment.config.seed,
-                "sigma_rule": "calibrated" if experiment.config.sigma is None else experiment.config.sigma,
-                "train_seconds": checkpoint["train_seconds"],
-                "epoch_seconds": checkpoint["train_seconds"] / experiment.config.epochs,
-                "sigma": model.sigma.item(),
-                **evaluate(model, dataset.test_images, scale.importance_images, scale.importance_samples),
-                "code_knn_accuracy": code_knn_accuracy(model, dataset),
-                **measure_samples(model, dataset, judge),
-            }
+            {**settled, "seed": experiment.config.seed, "train_seconds": checkpoint["train_seconds"], **measured}
         )
     sizes = sorted({experiment.latent_dim for experiment in experiments})
     return {
@@ -104,6 +105,23 @@ def collect(settings, config, laboratory):
             for architecture in settings.architectures
             for dim in sizes
         },
+    }
+
+
+def measure_all(model, dataset, scale, judge):
+    """Measure a trained model's bounds, codes and samples."""
+    test = evaluate(model, dataset.test_images, scale.importance_images, scale.importance_samples)
+    with seeded(0):
+        fitted_sigma = calibrated_sigma(model, dataset.train_images[:CALIBRATION_IMAGES].to(model.sigma.device))
+    refitted = copy.deepcopy(model)
+    refitted.sigma.fill_(fitted_sigma)
+    return {
+        "sigma": model.sigma.item(),
+        **test,
+        "fitted_sigma": fitted_sigma,
+        "elbo_with_fitted_sigma": evaluate(refitted, dataset.test_images)["elbo"],
+        "code_knn_accuracy": code_knn_accuracy(model, dataset),
+        **measure_samples(model, dataset, judge),
     }
 
 
@@ -235,7 +253,7 @@ def plot_reconstructions_and_samples(models, dataset, path, title=""):
     """
     count = 20
     originals = dataset.test_images[:count]
-    figure = Figure(figsize=(10, 1.0 + 2.7 * len(models)), layout="constrained")
+    figure = Figure(figsize=(10, 0.5 + 2.0 * len(models)), layout="constrained")
     figure.suptitle(title)
     for axes, (name, model) in zip(figure.subplots(len(models), squeeze=False)[:, 0], models.items(), strict=True):
         mixture = fit_mixture(draw_codes(model, dataset.train_images[:MIXTURE_CODES]))

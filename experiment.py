@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from config import STAGES, TrainConfig
-from files import InputError
+from files import InputError, read_json, write_json
 from latent_traversal import plot_latent_traversal
 from sample_from_prior import plot_prior_samples
 from train import evaluate, model_at, plot_elbo_curve, read_checkpoint, save_checkpoint, seeded, train
@@ -59,9 +59,9 @@ class Laboratory:
         the rest depends.
         """
         path = self.folder / f"{experiment.name}.pt"
-        made_from = {**asdict(experiment), "data": self.dataset.fingerprint, "environment": self.environment}
         if experiment in self.done:
             return read_checkpoint(path)
+        made_from = self._made_from(experiment)
         self.bar.set_description(experiment.name)
         self.done.add(experiment)
         if self.resume and path.exists():
@@ -72,6 +72,21 @@ class Laboratory:
             self.bar.write(f"{path}: made with other settings, data or versions; trained anew")
         save_checkpoint(path, made_from=made_from, **self._train(experiment))
         return read_checkpoint(path)
+
+    def remembered(self, experiment, measurement):
+        """Return what `measurement()`, a dict fit for JSON, gives for an experiment, now or in an earlier call."""
+        path = self.folder / f"{experiment.name}.json"
+        made_from = self._made_from(experiment)
+        if self.resume and path.exists():
+            found = read_json(path)
+            if found.get("made_from") == made_from:
+                return found["results"]
+        results = measurement()
+        write_json(path, {"made_from": made_from, "results": results})
+        return results
+
+    def _made_from(self, experiment):
+        return {**asdict(experiment), "data": self.dataset.fingerprint, "environment": self.environment}
 
     def model(self, checkpoint, stage="end"):
         """Return the model of a checkpoint at a stage, on this laboratory's device."""

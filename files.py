@@ -55,6 +55,14 @@ def write_json(path, values):
     write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
+def read_json(path):
+    """Return what `write_json` wrote to `path`; `InputError` if it holds something else."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: found something else, expected JSON as written by main.py") from error
+
+
 def save_figure(figure, path):
     """Write a matplotlib figure to `path` as PNG."""
     with whole_file(path) as temporary:

@@ -231,7 +231,7 @@ def architecture_table(results):
                     dim,
                     f"{network['parameters'] / 1e6:.2f} M",
                     f"{network['multiply_adds'] / 1e6:.1f} M",
-                    over_seeds(runs, lambda run: run["epoch_seconds"], 1),
+                    f"{results['runs'][f'{architecture}_z{dim}']['train_seconds'] / results['config']['epochs']:.1f}",
                     over_seeds(runs, lambda run: run["elbo"], 1),
                     over_seeds(runs, lambda run: run["nll"], 1),
                     over_seeds(runs, lambda run: run["kl"], 2),
@@ -309,6 +309,8 @@ def sigma_table(results):
             dim,
             "calibrated" if rule == "calibrated" else f"{rule:g}",
             over_seeds(runs, lambda run: run["elbo"], 1),
+            over_seeds(runs, lambda run: run["elbo_with_fitted_sigma"], 1),
+            over_seeds(runs, lambda run: run["fitted_sigma"], 4),
             over_seeds(runs, lambda run: run["kl"], 2),
             over_seeds(runs, lambda run: run["active_units"], 1),
             over_seeds(runs, lambda run: 1000 * run["reconstruction_mse"], 2),
@@ -317,7 +319,7 @@ def sigma_table(results):
         ]
         for architecture, dim, rule, runs in fixed + calibrated
     ]
-    header = ["network", "K", "σ", "test ELBO", "KL", "active units", "1000 × MSE"]
+    header = ["network", "K", "σ", "test ELBO", "with σ fitted after", "fitted σ", "KL", "active units", "1000 × MSE"]
     return table([*header, "coverage, prior", "coverage, mixture"], rows)
 
 

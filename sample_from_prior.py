@@ -18,7 +18,8 @@ from gmm_entropy import GMM, mc_entropy
 from train import IMAGES_AT_ONCE, seeded
 
 ROWS = 10  # of a grid of samples
-MIXTURE_COMPONENTS = 50
+MIXTURE_COMPONENTS = 50  # at the most
+CODES_PER_COMPONENT = 100  # at the least
 ENTROPY_SAMPLES = 200_000
 
 
@@ -82,8 +83,9 @@ def draw_codes(model, images, seed=0):
     return torch.cat(codes).cpu().double().numpy()
 
 
-def fit_mixture(codes, components=MIXTURE_COMPONENTS, seed=0):
+def fit_mixture(codes, seed=0):
     """Fit a `GMM` of full covariances to codes (N, K) by expectation-maximisation (scikit-learn)."""
+    components = max(1, min(MIXTURE_COMPONENTS, len(codes) // CODES_PER_COMPONENT))
     fit = GaussianMixture(components, random_state=seed, reg_covar=1e-4, tol=1e-2, max_iter=50).fit(codes)
     return GMM(fit.weights_, fit.means_, fit.covariances_)
 
