@@ -23,6 +23,8 @@ def conv_networks(latent_dim):
         nn.PixelUnshuffle(2),  # (4, 14, 14)
         nn.Conv2d(4, 32, kernel_size=3, padding=1),
         nn.SiLU(),
+        nn.Conv2d(32, 32, kernel_size=3, padding=1),
+        nn.SiLU(),
         nn.Conv2d(32, 64, kernel_size=3, stride=2, padding=1),  # (64, 7, 7)
         nn.SiLU(),
         nn.Flatten(),
@@ -36,8 +38,12 @@ def conv_networks(latent_dim):
         nn.Linear(256, 64 * 7 * 7),
         nn.SiLU(),
         nn.Unflatten(1, (64, 7, 7)),
+        nn.Conv2d(64, 64, kernel_size=3, padding=1),
+        nn.SiLU(),
         nn.Conv2d(64, 4 * 32, kernel_size=3, padding=1),
         nn.PixelShuffle(2),  # (32, 14, 14)
+        nn.SiLU(),
+        nn.Conv2d(32, 32, kernel_size=3, padding=1),
         nn.SiLU(),
         nn.Conv2d(32, 4, kernel_size=3, padding=1),
         nn.PixelShuffle(2),  # (1, 28, 28)
@@ -93,7 +99,7 @@ class VAE(nn.Module):
 
     def __init__(self, latent_dim=2, architecture="conv"):
         super().__init__()
-        if not isinstance(latent_dim, int) or latent_dim < 1:
+        if type(latent_dim) is not int or latent_dim < 1:  # True is an instance of int
             raise ValueError(f"latent_dim must be a positive integer, not {latent_dim!r}")
         if architecture not in ARCHITECTURES:
             raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, not {architecture!r}")

@@ -123,9 +123,10 @@ class Settings(TrainConfig):
 
     def train_config(self, image_count):
         """The `TrainConfig` of this run for that many training images."""
-        usual = EPOCHS if image_count >= SMALL_SET else SMALL_SET_EPOCHS
         config = {setting.name: getattr(self, setting.name) for setting in fields(TrainConfig)}
-        return TrainConfig(**config | {"epochs": self.epochs or self.scale.epochs or usual})
+        if self.epochs is None:
+            config["epochs"] = self.scale.epochs or (EPOCHS if image_count >= SMALL_SET else SMALL_SET_EPOCHS)
+        return TrainConfig(**config)
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -153,6 +154,16 @@ def parse_settings(arguments=None):
         return Settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
     except InputError as error:
         parser.error(str(error))
+
+
+def parse_figure_arguments(program, description):
+    """Parse what the scripts that draw one figure of a checkpoint are told: checkpoint, output, stage, data_root."""
+    parser = OneLineParser(program, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("checkpoint", help="file made by main.py, such as checkpoints/conv_z16.pt")
+    parser.add_argument("--output", required=True, help="PNG file to write")
+    parser.add_argument("--stage", default=STAGES[-1], choices=STAGES, help="of training")
+    parser.add_argument("--data-root", default="data", help="folder whose MNIST/raw holds the data set")
+    return parser.parse_args()
 
 
 @contextlib.contextmanager

@@ -4,8 +4,11 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+import mnist
+from config import errors_in_one_line, parse_figure_arguments
 from ELBO import kl_per_dimension
 from files import save_figure
+from train import load_checkpoint
 
 STEPS = 11
 REACH = 3.0  # standard deviations of the prior
@@ -57,3 +60,19 @@ def plot_latent_traversal(model, path, images=None, title=""):
     if images is not None:
         axes.set_title("a row for each latent dimension, with its KL from the prior", fontsize="medium")
     save_figure(figure, path)
+
+
+def main():
+    """Draw this figure for one checkpoint: `python latent_traversal.py CHECKPOINT --output FILE`."""
+    arguments = parse_figure_arguments(
+        "latent_traversal.py", "Draw a traversal of each latent dimension of a trained VAE."
+    )
+    with errors_in_one_line("latent_traversal.py"):
+        model = load_checkpoint(arguments.checkpoint, arguments.stage)
+        title = f"{arguments.checkpoint}, {arguments.stage} of training"
+        images = mnist.load(arguments.data_root, offline=True).test_images
+        plot_latent_traversal(model, arguments.output, images, title)
+
+
+if __name__ == "__main__":
+    main()

@@ -13,9 +13,10 @@ import torch
 from matplotlib.figure import Figure
 from sklearn.mixture import GaussianMixture
 
+from config import errors_in_one_line, parse_figure_arguments
 from files import save_figure
 from gmm_entropy import GMM, mc_entropy
-from train import IMAGES_AT_ONCE, seeded
+from train import IMAGES_AT_ONCE, load_checkpoint, seeded
 
 ROWS = 10  # of a grid of samples
 MIXTURE_COMPONENTS = 50  # at the most
@@ -118,3 +119,16 @@ def sample_mixture(model, mixture, count, seed=0):
     """Decode `count` draws from a mixture of codes: images (count, 1, 28, 28)."""
     codes, _ = mixture.sample(count, np.random.default_rng(seed))
     return decode(model, torch.from_numpy(codes).float())
+
+
+def main():
+    """Draw this figure for one checkpoint: `python sample_from_prior.py CHECKPOINT --output FILE`."""
+    arguments = parse_figure_arguments("sample_from_prior.py", "Draw images that a trained VAE decodes from its prior.")
+    with errors_in_one_line("sample_from_prior.py"):
+        model = load_checkpoint(arguments.checkpoint, arguments.stage)
+        title = f"{arguments.checkpoint}, {arguments.stage} of training"
+        plot_prior_samples(model, arguments.output, title=title)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,7 +6,6 @@ reconstruction against the KL, which so follows the reconstruction's quality ins
 """
 
 import math
-import pickle
 from contextlib import contextmanager
 from itertools import cycle
 
@@ -77,7 +76,7 @@ def train(model, images, config=None, on_stage=None, on_iteration=None):
             x = images[batch]
             with mixed_precision(device):
                 recon_x, mu, logvar = model(x)
-            sigma = config.sigma or optimal_sigma(x, recon_x).detach()
+            sigma = config.sigma or optimal_sigma(x, recon_x).detach().nan_to_num(1.0)  # a NaN shows in the loss
             nll = negative_log_likelihood(x, recon_x, sigma)
             kl = kl_diag_normal(mu, logvar)
             loss = nll + kl
@@ -225,9 +224,9 @@ def read_checkpoint(path):
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # no code in the file is ever run
         missing = {"latent_dim", "architecture", "stages"} - set(checkpoint)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file, expected a checkpoint made by main.py") from error
-    except (pickle.UnpicklingError, RuntimeError, ValueError, TypeError, EOFError, KeyError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}, expected a checkpoint made by main.py") from error
+    except Exception as error:  # damaged pickles fail in more ways than pickle has classes for
         raise InputError(f"{path}: found something else, expected a checkpoint made by main.py") from error
     if missing:
         raise InputError(f"{path}: found no {' nor '.join(sorted(missing))}, expected a checkpoint made by main.py")
@@ -246,7 +245,7 @@ def load_checkpoint(path, stage="end"):
     checkpoint = read_checkpoint(path)
     try:
         return model_at(checkpoint, stage)
-    except (KeyError, RuntimeError, ValueError, TypeError) as error:
+    except (AttributeError, KeyError, RuntimeError, ValueError, TypeError) as error:
         raise InputError(f"{path}: found no weights for its architecture at stage {stage!r}") from error
 
 
@@ -319,7 +318,7 @@ def _set_curve_axes(axes, curves, label):
     """Scale the axes to whole curves, save for the first iterations, whose depth would flatten all the rest."""
     longest = max(map(len, curves))
     shown = [value for curve in curves for value in curve[len(curve) // 100 :]]
-    margin = 0.05 * (max(shown) - min(shown))
+    margin = 0.05 * (max(shown) - min(shown)) or 1.0  # nats, around a training of one iteration
     axes.set(xscale="log", xlim=(1, 1.2 * longest), ylim=(min(shown) - margin, max(shown) + margin))
     axes.set(xlabel="iteration", ylabel=label)
     axes.grid(alpha=0.3)

@@ -12,10 +12,14 @@ from sklearn.manifold import TSNE, trustworthiness
 from sklearn.model_selection import cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
+import mnist
+from config import errors_in_one_line, parse_figure_arguments
 from files import save_figure
+from train import load_checkpoint
 
 NEIGHBOURS = 5
 PERPLEXITY = 30.0
+IMAGES = 2000  # of the test set, when run as a script
 
 
 class Embedding(NamedTuple):
@@ -94,3 +98,19 @@ def _scatter(axes, points, labels, title):
             outline = [withStroke(linewidth=3, foreground="white")]
             axes.text(*np.median(own, axis=0), str(digit), fontsize="x-large", weight="bold", path_effects=outline)
     axes.set_title(title, fontsize="medium")
+
+
+def main():
+    """Draw this figure for one checkpoint: `python tsne.py CHECKPOINT --output FILE`."""
+    arguments = parse_figure_arguments(
+        "tsne.py", "Draw a t-SNE map of the codes that a trained VAE gives to test digits."
+    )
+    with errors_in_one_line("tsne.py"):
+        model = load_checkpoint(arguments.checkpoint, arguments.stage)
+        title = f"{arguments.checkpoint}, {arguments.stage} of training"
+        data = mnist.load(arguments.data_root, offline=True).first(None, IMAGES)
+        plot_tsne(model, data.test_images, data.test_labels, arguments.output, title=title)
+
+
+if __name__ == "__main__":
+    main()

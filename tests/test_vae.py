@@ -1,0 +1,148 @@
+"""The model: shapes and ranges, the reparameterization's moments and gradients, and what it refuses."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ELBO import elbo_loss
+from train import seeded
+from VAE import ARCHITECTURES, VAE
+
+DRAWS = 40_000
+STANDARD_ERRORS = 4  # that an estimate may be off
+
+both_architectures = pytest.mark.parametrize("architecture", ARCHITECTURES)
+
+
+def make(latent_dim, architecture, seed=0):
+    with seeded(seed):
+        return VAE(latent_dim, architecture)
+
+
+@both_architectures
+@pytest.mark.parametrize("shape", [(1, 28, 28), (28, 28), (784,)])
+def test_every_shape_of_an_image_gives_the_same_result_in_that_shape(digits, architecture, shape):
+    model = make(3, architecture)
+    with seeded(1):
+        square_recon, *square_posterior = model(digits)
+    with seeded(1):
+        recon_x, *posterior = model(digits.reshape(8, *shape))
+    assert recon_x.shape == (8, *shape)
+    assert torch.equal(recon_x.flatten(), square_recon.flatten())
+    for value, square_value in zip(posterior, square_posterior, strict=True):
+        assert value.shape == (8, 3)
+        assert torch.equal(value, square_value)
+
+
+@both_architectures
+@pytest.mark.parametrize("shape", [(1, 28), (8, 3, 28, 28), (8, 28, 28, 1), (8, 783), (784,), (28, 28), (8, 1, 14, 56)])
+def test_other_shapes_are_refused(architecture, shape):
+    with pytest.raises(ValueError, match=r"x must be \(B, 1, 28, 28\), \(B, 28, 28\) or \(B, 784\), not "):
+        make(2, architecture).encode(torch.zeros(shape))
+
+
+@both_architectures
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+def test_decoded_images_are_in_the_unit_interval(architecture, scale):
+    images = make(2, architecture).decode(scale * torch.randn(20, 2, generator=torch.Generator().manual_seed(0)))
+    assert images.shape == (20, 1, 28, 28)
+    assert images.min() >= 0
+    assert images.max() <= 1
+
+
+@both_architectures
+def test_each_image_is_encoded_and_decoded_on_its_own(digits, architecture):
+    model = make(3, architecture)
+    mu, logvar = model.encode(digits)
+    single_mu, single_logvar = model.encode(digits[3:4])
+    torch.testing.assert_close(single_mu, mu[3:4])
+    torch.testing.assert_close(single_logvar, logvar[3:4])
+    torch.testing.assert_close(model.decode(mu[3:4]), model.decode(mu)[3:4])
+
+
+@both_architectures
+@pytest.mark.parametrize("shade", [0.0, 1.0], ids=["black", "white"])
+def test_uniform_images_give_finite_results(architecture, shade):
+    assert all(value.isfinite().all() for value in make(2, architecture)(torch.full((1, 784), shade)))
+
+
+@pytest.mark.parametrize("latent_dim", [0, -1, 2.5, 2.0, "2", None, True])
+def test_latent_dim_must_be_a_positive_integer(latent_dim):
+    with pytest.raises(ValueError, match="latent_dim must be a positive integer, not "):
+        VAE(latent_dim)
+
+
+@pytest.mark.parametrize("architecture", ["resnet", "", None])
+def test_unknown_architectures_are_refused(architecture):
+    with pytest.raises(ValueError, match="architecture must be one of conv, mlp, not "):
+        VAE(2, architecture)
+
+
+@pytest.mark.parametrize(("mu", "sigma"), [(0.0, 1.0), (-3.0, 0.1), (0.5, 20.0)])
+def test_reparameterized_draws_have_the_mean_and_the_deviation_of_the_posterior(mu, sigma):
+    shape = (DRAWS, 2)
+    with seeded(0):
+        z = make(2, "mlp").reparameterize(torch.full(shape, mu), torch.full(shape, 2 * math.log(sigma)))
+    error = z.mean(0) - mu
+    assert (error.abs() < STANDARD_ERRORS * sigma / math.sqrt(DRAWS)).all()
+    assert ((z.std(0) - sigma).abs() < STANDARD_ERRORS * sigma / math.sqrt(2 * DRAWS)).all()
+    epsilon = (z - mu) / sigma
+    assert ((epsilon**4).mean(0) - 3).abs().max() < STANDARD_ERRORS * math.sqrt(96 / DRAWS)  # a Gaussian's kurtosis
+    assert abs((epsilon[:, 0] * epsilon[:, 1]).mean()) < STANDARD_ERRORS / math.sqrt(DRAWS)
+
+
+def test_gradient_of_a_draw_is_one_for_mu_and_half_sigma_epsilon_for_logvar():
+    with seeded(0):
+        mu, logvar = (torch.randn(6, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+        z = make(3, "mlp").reparameterize(mu, logvar)
+    z.sum().backward()
+    sigma_epsilon = (z - mu).detach()
+    assert torch.equal(mu.grad, torch.ones_like(mu))
+    torch.testing.assert_close(logvar.grad, 0.5 * sigma_epsilon)
+
+
+@both_architectures
+@pytest.mark.parametrize("batch", [1, 8])
+def test_every_parameter_has_a_gradient(digits, architecture, batch):
+    model = make(2, architecture)
+    with seeded(0):
+        recon_x, mu, logvar = model(digits[:batch])
+    elbo_loss(digits[:batch], recon_x, mu, logvar, model.sigma).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
+
+
+@both_architectures
+def test_model_works_in_double_precision(digits, architecture):
+    single, double = make(2, architecture), make(2, architecture).double()
+    recon_x, mu, logvar = double(digits.double())
+    assert {recon_x.dtype, mu.dtype, logvar.dtype, double.sigma.dtype} == {torch.float64}
+    torch.testing.assert_close(mu.float(), single.encode(digits)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_sigma_is_saved_with_the_weights_and_is_not_trained():
+    model, other = make(2, "mlp"), make(2, "mlp", seed=1)
+    assert model.sigma == 1
+    assert "sigma" not in dict(model.named_parameters())
+    model.sigma.fill_(0.25)
+    other.load_state_dict(model.state_dict())
+    assert other.sigma == 0.25
+
+
+@pytest.mark.parametrize("latent_dim", [2, 16])
+def test_architectures_are_of_comparable_size(latent_dim):
+    sizes = [sum(p.numel() for p in make(latent_dim, name).parameters()) for name in ARCHITECTURES]
+    assert max(sizes) < 2 * min(sizes)
+
+
+def test_importing_the_model_and_the_bound_imports_only_torch_and_prints_nothing():
+    program = "import sys, math, torch; before = set(sys.modules); import VAE, ELBO; print(set(sys.modules) - before)"
+    root = Path(__file__).parent.parent
+    run = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
+    assert run.stdout in ("{'VAE', 'ELBO'}\n", "{'ELBO', 'VAE'}\n")
+    assert run.stderr == ""
