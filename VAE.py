@@ -76,6 +76,17 @@ def mlp_networks(latent_dim):
 ARCHITECTURES = {"conv": conv_networks, "mlp": mlp_networks}
 
 
+def _initialize(layer):
+    """Draw a convolution's weights so that they keep a signal's variance (He et al. 2015).
+
+    torch's default shrinks it in each of them: z then hardly reaches the image, and training can settle where the code
+    is ignored.
+    """
+    if isinstance(layer, nn.Conv2d):
+        nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
+        nn.init.zeros_(layer.bias)
+
+
 class VAE(nn.Module):
     """Variational autoencoder for 28x28 images with values in [0, 1].
 
@@ -106,6 +117,7 @@ class VAE(nn.Module):
         self.latent_dim = latent_dim
         self.architecture = architecture
         self.encoder, self.decoder = ARCHITECTURES[architecture](latent_dim)
+        self.apply(_initialize)
         self.register_buffer("sigma", torch.tensor(1.0))
 
     def encode(self, x):

@@ -16,8 +16,8 @@ from files import InputError
 ARCHITECTURES = ("conv", "mlp")  # the names in VAE.ARCHITECTURES, here without importing torch
 STAGES = ("begin", "middle", "end")
 EPOCHS = 10
-SMALL_SET = 20_000  # training images; for fewer, an epoch is so short that more of them are needed
-SMALL_SET_EPOCHS = 60
+SMALL_SET = 20_000  # training images; 10 epochs of fewer are too short, and many more overfit
+SMALL_SET_EPOCHS = 20
 MAX_LATENT_DIM = 256
 MAX_SEED = 2**31
 EXIT_INPUT_ERROR = 2
@@ -40,7 +40,7 @@ def _is_integer(value, low, high=math.inf):
 
 
 def _is_positive(value):
-    return isinstance(value, (int, float)) and math.isfinite(value) and value > 0
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from tsne import NEIGHBOURS, encode_means
 from VAE import VAE
 
 LATENT_DIMS = (1, 2, 4, 8, 16, 32, 64)
-SWEPT = "mlp"  # the architecture whose latent size is varied over all of these; the other is compared at the main sizes
+SWEPT = "mlp"  # the network that is taken over all of these sizes and both rules for sigma; others at the main sizes
 SEEDS = 3
 FIXED_SIGMA = 1.0
 FIXED_SIGMA_LATENT_DIM = 16
@@ -44,11 +44,12 @@ FEATURES = 50  # principal components of the training images' pixels
 
 def planned_experiments(settings, config):
     """List the evidence's experiments: the sweep over latent sizes, then the runs with a fixed sigma."""
-    fixed = settings.latent_dims[-1] if settings.quick else FIXED_SIGMA_LATENT_DIM
+    fixed_dim = settings.latent_dims[-1] if settings.quick else FIXED_SIGMA_LATENT_DIM
+    cases = [(name, dim, config.sigma) for name in settings.architectures for dim in latent_sizes(settings, name)]
+    cases += [(name, fixed_dim, FIXED_SIGMA) for name in settings.architectures if name == SWEPT]
     return [
         planned_experiment(architecture, dim, replace(config, seed=config.seed + index, sigma=sigma), index)
-        for architecture in settings.architectures
-        for dim, sigma in [*((dim, config.sigma) for dim in latent_sizes(settings, architecture)), (fixed, FIXED_SIGMA)]
+        for architecture, dim, sigma in cases
         for index in range(SEEDS)
     ]
 
@@ -220,6 +221,7 @@ def plot_sweep(runs, path, title=""):
         },
     }
     architectures = dict.fromkeys(run["architecture"] for run in runs)
+    sizes = sorted({run["latent_dim"] for run in runs})
     figure = Figure(figsize=(10, 9.5), layout="constrained")
     figure.suptitle(title)
     for axes, (label, values) in zip(figure.subplots(4, 2).flat, panels.items(), strict=True):
@@ -230,7 +232,7 @@ def plot_sweep(runs, path, title=""):
                 axes.errorbar(dims, means, deviations, fmt=style, color=color, capsize=3, label=architecture + suffix)
         axes.set_title(label, fontsize="medium")
         axes.set_xscale("log", base=2)
-        axes.set_xticks(dims, [str(dim) for dim in dims])
+        axes.set_xticks(sizes, [str(dim) for dim in sizes])
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
     for axes in figure.axes[-2:]:
@@ -284,7 +286,8 @@ def draw_figures(settings, config, laboratory, runs, folder):
         rules = [plan for plan in plans if plan.latent_dim in fixed_sizes]
         for name, shown in (("samples", sweep), ("sigma", rules)):
             models = {_caption(plan): laboratory.model(laboratory.obtain(plan)) for plan in shown}
-            plot_reconstructions_and_samples(models, dataset, folder / f"{name}_{architecture}.png", dataset.note)
+            if models:
+                plot_reconstructions_and_samples(models, dataset, folder / f"{name}_{architecture}.png", dataset.note)
 
 
 def _caption(plan):

@@ -23,6 +23,7 @@ from files import InputError
 
 SIDE = 28  # pixels
 CLASSES = 10
+LEAST_IMAGES = 20  # of each part: fewer cannot be mapped, split or measured
 IMAGES_MAGIC, LABELS_MAGIC = 2051, 2049  # their last byte is the array's number of dimensions: 3 and 1
 
 # The MD5 of each file of the real MNIST, uncompressed: what lets a set in the same layout not pass for it.
@@ -130,6 +131,8 @@ def _read_disk(root, source, name):
     contents = {file: _read_bytes(folder / file) for file in MNIST_MD5}
     arrays = [_parse_idx(folder / file, content) for file, content in contents.items()]
     for split, images, labels in ("train", *arrays[:2]), ("t10k", *arrays[2:]):
+        if len(images) < LEAST_IMAGES:
+            raise InputError(f"{folder}: {len(images)} {split} images; expected at least {LEAST_IMAGES}")
         if len(images) != len(labels):
             raise InputError(f"{folder}: {len(images)} {split} images, {len(labels)} labels; expected as many of each")
     is_full_mnist = all(_md5(contents[file]) == md5 for file, md5 in MNIST_MD5.items())

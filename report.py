@@ -427,6 +427,7 @@ def _stage_figures(results, name, title):
 
 def _evidence_parts(results):
     architectures = results["config"]["architectures"]
+    fixed = dict.fromkeys(architecture for architecture, *_ in _grouped(results, sigma_rules=(1.0,)))
     return [
         "### 2.5 Convolutional against fully connected",
         architecture_table(results),
@@ -437,7 +438,7 @@ def _evidence_parts(results):
         *(f"![Reconstructions and samples of the {name} networks](samples_{name}.png)" for name in architectures),
         "### σ = 1 against calibrated σ",
         sigma_table(results),
-        *(f"![Reconstructions and samples for each rule, {name}](sigma_{name}.png)" for name in architectures),
+        *(f"![Reconstructions and samples for each rule, {name}](sigma_{name}.png)" for name in fixed),
     ]
 
 

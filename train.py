@@ -5,6 +5,7 @@ leaves the gradient as it is, since the ELBO's derivative with respect to sigma 
 reconstruction against the KL, which so follows the reconstruction's quality instead of a guess.
 """
 
+import io
 import math
 from contextlib import contextmanager
 from itertools import cycle
@@ -28,6 +29,7 @@ from VAE import VAE
 ADAM_BETAS = (0.9, 0.99)
 CALIBRATION_IMAGES = 10_000  # training images from which the stored sigma is computed
 IMAGES_AT_ONCE = 1000  # in measurements, which need no gradient
+LEAST_SIGMA = 1 / 255 / math.sqrt(12)  # of rounding a pixel to a byte: a sharper density would mean nothing
 ACTIVE_VARIANCE = 0.01  # of a unit's posterior mean over the data: Burda et al. 2016, section 5.1
 
 # ---- Training
@@ -76,7 +78,8 @@ def train(model, images, config=None, on_stage=None, on_iteration=None):
             x = images[batch]
             with mixed_precision(device):
                 recon_x, mu, logvar = model(x)
-            sigma = config.sigma or optimal_sigma(x, recon_x).detach().nan_to_num(1.0)  # a NaN shows in the loss
+            # A NaN is left to show in the loss.
+            sigma = config.sigma or optimal_sigma(x, recon_x).detach().clamp(min=LEAST_SIGMA).nan_to_num(1.0)
             nll = negative_log_likelihood(x, recon_x, sigma)
             kl = kl_diag_normal(mu, logvar)
             loss = nll + kl
@@ -149,7 +152,7 @@ def choose_device(name):
 def calibrated_sigma(model, images):
     """Return the standard deviation of greatest likelihood of the decoder for `images`, a float in pixel values."""
     squares = [len(x) * optimal_sigma(x, model(x)[0]).square() for x in images.split(IMAGES_AT_ONCE)]
-    return math.sqrt(sum(squares) / len(images))
+    return max(LEAST_SIGMA, math.sqrt(sum(squares) / len(images)))
 
 
 @torch.no_grad()
@@ -214,9 +217,11 @@ def standard_error(values):
 
 def save_checkpoint(path, model, stages, **more):
     """Write the weights of a model at each stage, {stage: state_dict}, and whatever else is to be kept with them."""
+    buffer = io.BytesIO()  # torch.save to a file hides a full disk's OSError behind a RuntimeError
+    shape = {"latent_dim": model.latent_dim, "architecture": model.architecture}
+    torch.save({**shape, "stages": stages, **more}, buffer)
     with whole_file(path) as temporary:
-        shape = {"latent_dim": model.latent_dim, "architecture": model.architecture}
-        torch.save({**shape, "stages": stages, **more}, temporary)
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def read_checkpoint(path):

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE, trustworthiness
-from sklearn.model_selection import cross_val_score
+from sklearn.model_selection import KFold, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
 import mnist
@@ -18,6 +18,7 @@ from files import save_figure
 from train import load_checkpoint
 
 NEIGHBOURS = 5
+FOLDS = 5
 PERPLEXITY = 30.0
 IMAGES = 2000  # of the test set, when run as a script
 
@@ -42,7 +43,8 @@ def embed(codes, labels, seed=0):
     perplexity = min(PERPLEXITY, (len(codes) - 1) / 3)
     points = TSNE(perplexity=perplexity, init=_pca_start(codes), random_state=seed).fit_transform(codes)
     classifier = KNeighborsClassifier(NEIGHBOURS)
-    accuracy = cross_val_score(classifier, points, labels).mean()
+    folds = KFold(FOLDS, shuffle=True, random_state=seed)
+    accuracy = cross_val_score(classifier, points, labels, cv=folds).mean()
     return Embedding(codes, points, float(accuracy), float(trustworthiness(codes, points, n_neighbors=NEIGHBOURS)))
 
 

@@ -309,6 +309,13 @@ def test_mixture_samples_are_decoded_codes_of_the_mixture(model):
     torch.testing.assert_close(images, expected, atol=1e-4, rtol=0)
 
 
+def test_mixture_samples_are_the_same_for_the_same_seed(model):
+    mixture = GMM([0.5, 0.5], [-np.ones(model.latent_dim), np.ones(model.latent_dim)], 2 * [np.eye(model.latent_dim)])
+    first, again, other = (sample_mixture(model, mixture, 20, seed) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
 # ------------------------------------------------------------------------------------------------------------ t-SNE
 
 

@@ -14,6 +14,7 @@ from config import STAGES, TrainConfig
 from ELBO import optimal_sigma
 from files import InputError
 from train import (
+    ADAM_BETAS,
     calibrated_sigma,
     evaluate,
     load_checkpoint,
@@ -57,25 +58,38 @@ def test_training_lowers_the_loss_on_real_digits(dataset, architecture):
     model = make(architecture=architecture)
     images = dataset.train_images[:256]
     loss = train(model, images, TrainConfig(epochs=4, batch_size=64))["loss"]
-    assert loss[-1] < loss[0] - 300  # nats; at iteration 0 sigma is about 0.45, at the end below 0.3
+    assert loss[-1] < loss[0] - 150  # nats
     held_out = evaluate(model, dataset.test_images[:200])
-    assert held_out["elbo"] > -0.7 * loss[0]
+    assert held_out["elbo"] > -loss[0] + 150
 
 
-def test_training_follows_the_gradient_of_nll_and_kl_at_the_batch_sigma(dataset):
-    """The last value of the history is the loss that torch.distributions gives for the same draw."""
-    images = dataset.train_images[:32].double()  # no bfloat16 in double precision
-    config = TrainConfig(epochs=1, batch_size=32)
-    model = make().double()
-    with seeded(config.seed):
-        x = images[next(shuffled_batches(32, config))]
-        recon_x, mu, logvar = model(x)
-    sigma = (x - recon_x).square().mean().sqrt()
-    nll = -Independent(Normal(recon_x, sigma), 3).log_prob(x).mean()
-    kl = kl_divergence(Normal(mu, (logvar / 2).exp()), Normal(0.0, 1.0)).sum(1).mean()
+@pytest.mark.parametrize("sigma", [None, 0.5])
+def test_training_is_the_plain_loop_with_the_loss_of_torch_distributions(dataset, sigma):
+    images = dataset.train_images[:40].double()  # autocast leaves double precision alone
+    config = TrainConfig(epochs=2, batch_size=16, sigma=sigma)  # batches of 16, 16 and 8
+    model, reference = make().double(), make().double()
     history = train(model, images, config)
-    assert history["nll"] == pytest.approx([nll.item()], rel=1e-3)
-    assert history["kl"] == pytest.approx([kl.item()], rel=1e-2)
+    optimizer = torch.optim.Adam(reference.parameters(), betas=ADAM_BETAS)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=6, cycle_momentum=False)
+    losses = []
+    with seeded(config.seed):
+        for _ in range(2):
+            for batch in torch.randperm(40).split(16):
+                x = images[batch]
+                recon_x, mu, logvar = reference(x)
+                decoder_sigma = sigma or (x - recon_x).square().mean().sqrt()
+                nll = -Independent(Normal(recon_x, decoder_sigma), 3).log_prob(x).mean()
+                kl = kl_divergence(Normal(mu, (logvar / 2).exp()), Normal(0.0, 1.0)).sum(1).mean()
+                optimizer.zero_grad()
+                (nll + kl).backward()
+                optimizer.step()
+                schedule.step()
+                losses.append((nll + kl).item())
+                for _ in range(list(history["stages"].values()).count(len(losses))):
+                    reference.sigma.fill_(sigma or calibrated_sigma(reference, images))
+    assert history["loss"] == pytest.approx(losses, rel=1e-9)
+    for found, expected in zip(model.state_dict().values(), reference.state_dict().values(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
 
 
 def test_epochs_are_permutations_and_differ():
@@ -118,16 +132,17 @@ def test_on_stage_is_called_at_its_iteration_with_sigma_set(dataset, iterations)
     assert losses == history["loss"]
 
 
-def test_same_seed_gives_the_same_weights_and_another_seed_others(trained):
-    def again(**changes):
-        config = TrainConfig(**vars(trained.config) | changes)
-        model = make()
-        train(model, trained.images, config)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_same_seed_gives_the_same_weights_and_another_seed_others(dataset, architecture):
+    def train_again(seed):
+        model = make(architecture=architecture)
+        train(model, dataset.train_images[:128], TrainConfig(epochs=3, batch_size=50, seed=seed))
+        torch.randn(7)  # of no influence on the next
         return weights(model)
 
-    torch.manual_seed(12345)  # of no influence
-    assert equal_weights(again(), weights(trained.model))
-    assert not equal_weights(again(seed=1), weights(trained.model))
+    first = train_again(seed=1)
+    assert equal_weights(first, train_again(seed=1))
+    assert not equal_weights(first, train_again(seed=2))
 
 
 def test_global_random_state_is_left_as_it_was(trained, dataset):
