@@ -26,7 +26,7 @@ def whole_file(path):
     Raises
     ------
     OSError
-        If the folder cannot be made or written to.
+        If the folder cannot be made or the file not be written; it names the file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,6 +34,8 @@ def whole_file(path):
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:  # that of a full disk does not say which file it met
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
