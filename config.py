@@ -14,7 +14,7 @@ from typing import NamedTuple
 from files import InputError
 
 ARCHITECTURES = ("conv", "mlp")  # the names in VAE.ARCHITECTURES, here without importing torch
-STAGES = ("begin", "middle", "end")
+STAGES = {"begin": "beginning", "middle": "middle", "end": "end"}  # as folders and keys: as titles
 EPOCHS = 10
 SMALL_SET = 20_000  # training images; 10 epochs of fewer are too short, and many more overfit
 SMALL_SET_EPOCHS = 20
@@ -161,7 +161,7 @@ def parse_figure_arguments(program, description):
     parser = OneLineParser(program, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("checkpoint", help="file made by main.py, such as checkpoints/conv_z16.pt")
     parser.add_argument("--output", required=True, help="PNG file to write")
-    parser.add_argument("--stage", default=STAGES[-1], choices=STAGES, help="of training")
+    parser.add_argument("--stage", default="end", choices=tuple(STAGES), help="of training")
     parser.add_argument("--data-root", default="data", help="folder whose MNIST/raw holds the data set")
     return parser.parse_args()
 

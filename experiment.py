@@ -139,7 +139,8 @@ def draw_stages(experiment, checkpoint, stages, laboratory, scale, folder):
         laboratory.bar.set_description(f"figures of {experiment.name}, {stage}")
         model = laboratory.model(checkpoint, stage)
         at = numbers["iteration"]
-        title = f"{experiment.architecture}, z = {experiment.latent_dim}, {stage} of training (iteration {at:,})"
+        when = f"{STAGES[stage]} of training (iteration {at:,})"
+        title = f"{experiment.architecture}, z = {experiment.latent_dim}, {when}"
         title += f"\n{dataset.note}" if dataset.note else ""
         place = Path(folder) / experiment.name / stage
         plot_latent_traversal(model, place / "latent_traversal.png", dataset.test_images, title)

@@ -5,7 +5,7 @@ import torch
 from matplotlib.figure import Figure
 
 import mnist
-from config import errors_in_one_line, parse_figure_arguments
+from config import STAGES, errors_in_one_line, parse_figure_arguments
 from ELBO import kl_per_dimension
 from files import save_figure
 from train import load_checkpoint
@@ -50,6 +50,7 @@ def plot_latent_traversal(model, path, images=None, title=""):
         labels = [f"{label}  {nats:.2f} nats" for label, nats in zip(labels, kl.tolist(), strict=True)]
     mosaic = rows[list(order)].transpose(1, 2).reshape(28 * model.latent_dim, 28 * STEPS)
     figure = Figure(figsize=(8, 1.6 + 0.58 * model.latent_dim), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.2)  # inches; the layout takes the labels' mathematics for narrower
     figure.suptitle(title)
     axes = figure.subplots()
     axes.imshow(mosaic.numpy(), cmap="gray", vmin=0, vmax=1)
@@ -69,7 +70,7 @@ def main():
     )
     with errors_in_one_line("latent_traversal.py"):
         model = load_checkpoint(arguments.checkpoint, arguments.stage)
-        title = f"{arguments.checkpoint}, {arguments.stage} of training"
+        title = f"{arguments.checkpoint}, {STAGES[arguments.stage]} of training"
         images = mnist.load(arguments.data_root, offline=True).test_images
         plot_latent_traversal(model, arguments.output, images, title)
 

@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from sklearn.mixture import GaussianMixture
 
-from config import errors_in_one_line, parse_figure_arguments
+from config import STAGES, errors_in_one_line, parse_figure_arguments
 from files import save_figure
 from gmm_entropy import GMM, mc_entropy
 from train import IMAGES_AT_ONCE, load_checkpoint, seeded
@@ -126,7 +126,7 @@ def main():
     arguments = parse_figure_arguments("sample_from_prior.py", "Draw images that a trained VAE decodes from its prior.")
     with errors_in_one_line("sample_from_prior.py"):
         model = load_checkpoint(arguments.checkpoint, arguments.stage)
-        title = f"{arguments.checkpoint}, {arguments.stage} of training"
+        title = f"{arguments.checkpoint}, {STAGES[arguments.stage]} of training"
         plot_prior_samples(model, arguments.output, title=title)
 
 

@@ -27,6 +27,7 @@ from files import InputError, save_figure, whole_file
 from VAE import VAE
 
 ADAM_BETAS = (0.9, 0.99)
+UNSCALED = 10  # first iterations that the learning curve's axes need not hold
 CALIBRATION_IMAGES = 10_000  # training images from which the stored sigma is computed
 IMAGES_AT_ONCE = 1000  # in measurements, which need no gradient
 LEAST_SIGMA = 1 / 255 / math.sqrt(12)  # of rounding a pixel to a byte: a sharper density would mean nothing
@@ -320,11 +321,11 @@ def _running_mean(values):
 
 
 def _set_curve_axes(axes, curves, label):
-    """Scale the axes to whole curves, save for the first iterations, whose depth would flatten all the rest."""
+    """Scale the axes to whole curves, save for the first iterations, whose depth can flatten all the rest."""
     longest = max(map(len, curves))
-    shown = [value for curve in curves for value in curve[len(curve) // 100 :]]
+    shown = [value for curve in curves for value in curve[min(UNSCALED, len(curve) // 3) :]]
     margin = 0.05 * (max(shown) - min(shown)) or 1.0  # nats, around a training of one iteration
     axes.set(xscale="log", xlim=(1, 1.2 * longest), ylim=(min(shown) - margin, max(shown) + margin))
     axes.set(xlabel="iteration", ylabel=label)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper left")

@@ -13,7 +13,7 @@ from sklearn.model_selection import KFold, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
 import mnist
-from config import errors_in_one_line, parse_figure_arguments
+from config import STAGES, errors_in_one_line, parse_figure_arguments
 from files import save_figure
 from train import load_checkpoint
 
@@ -109,7 +109,7 @@ def main():
     )
     with errors_in_one_line("tsne.py"):
         model = load_checkpoint(arguments.checkpoint, arguments.stage)
-        title = f"{arguments.checkpoint}, {arguments.stage} of training"
+        title = f"{arguments.checkpoint}, {STAGES[arguments.stage]} of training"
         data = mnist.load(arguments.data_root, offline=True).first(None, IMAGES)
         plot_tsne(model, data.test_images, data.test_labels, arguments.output, title=title)
 

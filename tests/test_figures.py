@@ -415,7 +415,7 @@ def test_axes_leave_out_the_depth_of_the_first_iterations_only(history, drawn, t
     plot_elbo_curve(history, tmp_path / "a.png")
     elbo = -np.array(history["loss"])
     low, high = drawn[0].axes[0].get_ylim()
-    assert elbo[:2].max() < low < elbo[3:].min()
+    assert elbo[:2].max() < low < elbo[10:].min()
     assert high > elbo.max()
 
 
