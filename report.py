@@ -194,15 +194,15 @@ def run_table(results):
             interval(run["test"]["elbo"], run["test"]["elbo_standard_error"], 1),
             f"{run['test']['nll']:.1f}",
             f"{run['test']['kl']:.1f}",
-            interval(run["test"]["iw_log_likelihood"], run["test"]["iw_standard_error"], 1),
+            f"{run['test']['iw_log_likelihood']:.1f}, {run['test']['iw_elbo']:.1f}",
             f"{run['sigma']:.4f}",
             run["test"]["active_units"],
         ]
         for name, run in results["runs"].items()
     ]
-    return table(
-        ["run", "parameters", "training (s)", "test ELBO", "NLL", "KL", "log p(x) ≥", "σ", "active units"], rows
-    )
+    images = max((run["test"]["iw_images"] for run in results["runs"].values()), default=0)
+    header = ["run", "parameters", "training (s)", "test ELBO", "NLL", "KL"]
+    return table([*header, f"log p(x) ≥, and ELBO, of {images} images", "σ", "active units"], rows)
 
 
 def stage_table(results):

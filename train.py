@@ -173,7 +173,8 @@ def evaluate(model, images, importance_images=0, importance_samples=100, seed=0)
     -------
     dict
         elbo, elbo_standard_error, nll, kl (nats per image), reconstruction_mse (per pixel), active_units,
-        kl_per_dimension (nats, a list of K), and iw_log_likelihood with iw_standard_error, iw_images, iw_samples.
+        kl_per_dimension (nats, a list of K), and iw_log_likelihood with iw_standard_error, iw_images, iw_samples, and
+        iw_elbo, the ELBO of the same images.
     """
     device = model.sigma.device
     nll, kl, squared_error, mus = [], [], [], []
@@ -202,6 +203,7 @@ def evaluate(model, images, importance_images=0, importance_samples=100, seed=0)
             results |= {
                 "iw_log_likelihood": bound.mean().item(),
                 "iw_standard_error": standard_error(bound),
+                "iw_elbo": elbo[:importance_images].mean().item(),
                 "iw_images": len(x),
                 "iw_samples": importance_samples,
             }
