@@ -122,7 +122,7 @@ def optimal_sigma(x, recon_x):
     return (x - recon_x).square().mean().sqrt()
 
 
-def importance_weighted_log_likelihood(model, x, samples=1000, samples_at_once=50):
+def importance_weighted_log_likelihood(model, x, samples=1000, samples_at_once=2):
     """Importance-weighted lower bound on log p(x), tighter than the ELBO and exact as `samples` grows.
 
     log (1/S) sum_s p(x|z_s) p(z_s) / q(z_s|x) with z_s ~ q(z|x): Burda et al. 2016, eq. (8).

@@ -17,7 +17,7 @@ def conv_networks(latent_dim):
 
     Convolutions over a one-channel image keep a processor waiting for memory. The image is therefore folded to four
     channels of 14x14 (`PixelUnshuffle`), and the decoder unfolds its output the same way (`PixelShuffle`, Shi et al.
-    2016), which also has none of the checkerboard patterns of transposed convolutions.
+    2016).
     """
     encoder = nn.Sequential(
         nn.PixelUnshuffle(2),  # (4, 14, 14)
@@ -77,7 +77,7 @@ ARCHITECTURES = {"conv": conv_networks, "mlp": mlp_networks}
 
 
 def _initialize(layer):
-    """Draw a convolution's weights so that they keep a signal's variance (He et al. 2015).
+    """Draw a convolution's weights so that they about keep a signal's size (He et al. 2015, derived for ReLU).
 
     torch's default shrinks it in each of them: z then hardly reaches the image, and training can settle where the code
     is ignored.

@@ -20,6 +20,7 @@ SMALL_SET = 20_000  # training images; 10 epochs of fewer are too short, and man
 SMALL_SET_EPOCHS = 20
 MAX_LATENT_DIM = 256
 MAX_SEED = 2**31
+MAX_COUNT = 10**6  # epochs, or images in a batch
 EXIT_INPUT_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 
@@ -50,7 +51,9 @@ class TrainConfig:
     epochs: int = option(EPOCHS, "passes over the training images")
     batch_size: int = option(128, "images for each gradient step")
     learning_rate: float = option(3e-3, "peak of the one-cycle schedule for Adam")
-    seed: int = option(0, "the one number from which all random draws follow")
+    seed: int = option(
+        0, "of Problem 1's samples and of each training; what is measured afterwards uses the same draws for every seed"
+    )
     sigma: float | None = option(
         None,
         "the decoder's standard deviation in units of pixel value; unset, it is calibrated on each batch",
@@ -58,11 +61,13 @@ class TrainConfig:
     )
 
     def __post_init__(self):
-        check(_is_integer(self.epochs, 1), "epochs", self.epochs, "an integer of at least 1")
-        check(_is_integer(self.batch_size, 1), "batch_size", self.batch_size, "an integer of at least 1")
+        for name in ("epochs", "batch_size"):
+            value = getattr(self, name)
+            check(_is_integer(value, 1, MAX_COUNT), name, value, f"an integer of at least 1 and at most {MAX_COUNT}")
         check(_is_positive(self.learning_rate), "learning_rate", self.learning_rate, "a positive, finite number")
         check(_is_integer(self.seed, 0, MAX_SEED), "seed", self.seed, f"an integer from 0 to {MAX_SEED}")
-        check(self.sigma is None or _is_positive(self.sigma), "sigma", self.sigma, "a positive, finite number")
+        usable = self.sigma is None or (_is_positive(self.sigma) and 1e-6 <= self.sigma <= 1e6)
+        check(usable, "sigma", self.sigma, "a number from 1e-6 to 1e6")
 
 
 class Scale(NamedTuple):
@@ -108,6 +113,9 @@ class Settings(TrainConfig):
 
     def __post_init__(self):
         self.train_config(SMALL_SET)  # checks what belongs to training
+        check(
+            not self.evidence or self.sigma is None, "sigma", self.sigma, "none beside evidence, which sets it itself"
+        )
         for name in ("latent_dims", "architectures"):
             values = getattr(self, name)
             check(len(values) > 0 and len(set(values)) == len(values), name, values, "one or more, each once")
@@ -168,9 +176,9 @@ def parse_figure_arguments(program, description):
 
 @contextlib.contextmanager
 def errors_in_one_line(program):
-    """Turn what a user can cause, `InputError` and `OSError`, into one line on standard error and exit status 2."""
+    """Turn what a user can cause, bad input or a diverging training, into one line and exit status 2."""
     try:
         yield
-    except (InputError, OSError) as error:
+    except (InputError, OSError, FloatingPointError) as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         sys.exit(EXIT_INPUT_ERROR)

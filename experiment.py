@@ -86,7 +86,10 @@ class Laboratory:
         return results
 
     def _made_from(self, experiment):
-        return {**asdict(experiment), "data": self.dataset.fingerprint, "environment": self.environment}
+        with seeded(0):
+            networks = str(VAE(experiment.latent_dim, experiment.architecture))  # tells an edited network apart
+        origin = {"networks": networks, "data": self.dataset.fingerprint, "environment": self.environment}
+        return {**asdict(experiment), **origin}
 
     def model(self, checkpoint, stage="end"):
         """Return the model of a checkpoint at a stage, on this laboratory's device."""

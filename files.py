@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 DOTS_PER_INCH = 150
-TEMPORARY = ".{}.part"  # one fixed name for each file, so that a leftover is overwritten or found and removed
+TEMPORARY = (
+    ".{}.whole-or-not.part"  # one fixed name for each file, so that a leftover is overwritten or found and removed
+)
 
 
 class InputError(ValueError):

@@ -71,8 +71,8 @@ def main():
     with errors_in_one_line("latent_traversal.py"):
         model = load_checkpoint(arguments.checkpoint, arguments.stage)
         title = f"{arguments.checkpoint}, {STAGES[arguments.stage]} of training"
-        images = mnist.load(arguments.data_root, offline=True).test_images
-        plot_latent_traversal(model, arguments.output, images, title)
+        data = mnist.load(arguments.data_root, offline=True)
+        plot_latent_traversal(model, arguments.output, data.test_images, f"{title}\n{data.note}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Every table is made from results.json alone. `python report.py` writes those of 
 between the marks `<!-- table: name -->` and `<!-- end -->`.
 """
 
-import json
 import math
 import platform
 import re
@@ -16,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from config import STAGES
-from files import InputError, remove_leftovers, write_json, write_text
+from files import InputError, read_json, remove_leftovers, write_json, write_text
 from train import has_native_bfloat16
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "matplotlib", "mlxtend")
@@ -119,6 +118,11 @@ def over_seeds(runs, value, digits):
     return interval(np.mean(values), np.std(values, ddof=1), digits)
 
 
+def _bound_images(results):
+    """On how many test images, the first ones, the importance-weighted bound was measured."""
+    return next(iter(results["runs"].values()))["test"]["iw_images"]
+
+
 def entropy_table(results):
     """Items 1.2 and 1.3: the estimates beside their references."""
     names = {"balanced": "1.2: π = (0.2, 0.5, 0.3)", "degenerate": "1.3: π = (1e-5, 1 − 2e-5, 1e-5)"}
@@ -200,9 +204,8 @@ def run_table(results):
         ]
         for name, run in results["runs"].items()
     ]
-    images = max((run["test"]["iw_images"] for run in results["runs"].values()), default=0)
     header = ["run", "parameters", "training (s)", "test ELBO", "NLL", "KL"]
-    return table([*header, f"log p(x) ≥, and ELBO, of {images} images", "σ", "active units"], rows)
+    return table([*header, f"log p(x) ≥, ELBO (first {_bound_images(results)})", "σ", "active units"], rows)
 
 
 def stage_table(results):
@@ -257,7 +260,9 @@ def architecture_table(results):
                 ]
             )
     header = ["network", "K", "parameters", "multiply-adds", "s per epoch"]
-    return table([*header, "test ELBO", "NLL", "KL", "log p(x) ≥", "σ", "active units"], rows)
+    return table(
+        [*header, "test ELBO", "NLL", "KL", f"log p(x) ≥ (first {_bound_images(results)})", "σ", "active units"], rows
+    )
 
 
 def sweep_table(results):
@@ -276,7 +281,17 @@ def sweep_table(results):
         ]
         for architecture, dim, _, runs in _grouped(results)
     ]
-    header = ["network", "K", "test ELBO", "log p(x) ≥", "NLL", "KL", "active units", "1000 × MSE", "5-NN accuracy"]
+    header = [
+        "network",
+        "K",
+        "test ELBO",
+        f"log p(x) ≥ (first {_bound_images(results)})",
+        "NLL",
+        "KL",
+        "active units",
+        "1000 × MSE",
+        "5-NN accuracy",
+    ]
     return table(header, rows)
 
 
@@ -445,7 +460,7 @@ def _evidence_parts(results):
 def main():
     """Write the tables of figures/results.json into README.md."""
     here = Path(__file__).parent
-    results = json.loads((here / "figures" / "results.json").read_text(encoding="utf-8"))
+    results = read_json(here / "figures" / "results.json")
     readme = here / "README.md"
     write_text(readme, fill_tables(readme.read_text(encoding="utf-8"), results))
 

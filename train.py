@@ -140,7 +140,7 @@ def choose_device(name):
     if name == "auto":
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
-        torch.empty(1, device=name)
+        torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"device: found {name!r}, expected auto, cpu or an available accelerator") from error
     return torch.device(name)
@@ -175,6 +175,11 @@ def evaluate(model, images, importance_images=0, importance_samples=100, seed=0)
         elbo, elbo_standard_error, nll, kl (nats per image), reconstruction_mse (per pixel), active_units,
         kl_per_dimension (nats, a list of K), and iw_log_likelihood with iw_standard_error, iw_images, iw_samples, and
         iw_elbo, the ELBO of the same images.
+
+    Raises
+    ------
+    FloatingPointError
+        If an image's bound is not finite, as after a training that diverged.
     """
     device = model.sigma.device
     nll, kl, squared_error, mus = [], [], [], []
@@ -186,8 +191,10 @@ def evaluate(model, images, importance_images=0, importance_samples=100, seed=0)
             kl.append(kl_per_dimension(mu, logvar))
             squared_error.append((x - recon_x).square().flatten(1).mean(1))
             mus.append(mu)
-        nll, kl, squared_error, mus = (torch.cat(values).double() for values in (nll, kl, squared_error, mus))
+        nll, kl, squared_error, mus = (torch.cat(values).cpu().double() for values in (nll, kl, squared_error, mus))
         elbo = -nll - kl.sum(1)
+        if not elbo.isfinite().all():
+            raise FloatingPointError(f"the ELBO of held-out images is {elbo.mean().item()}: lower the learning rate")
         results = {
             "elbo": elbo.mean().item(),
             "elbo_standard_error": standard_error(elbo),
@@ -199,7 +206,7 @@ def evaluate(model, images, importance_images=0, importance_samples=100, seed=0)
         }
         if importance_images:
             x = images[:importance_images].to(device)
-            bound = importance_weighted_log_likelihood(model, x, importance_samples).double()
+            bound = importance_weighted_log_likelihood(model, x, importance_samples).cpu().double()
             results |= {
                 "iw_log_likelihood": bound.mean().item(),
                 "iw_standard_error": standard_error(bound),

@@ -15,11 +15,12 @@ from sklearn.neighbors import KNeighborsClassifier
 import mnist
 from config import STAGES, errors_in_one_line, parse_figure_arguments
 from files import save_figure
-from train import load_checkpoint
+from train import IMAGES_AT_ONCE, load_checkpoint
 
 NEIGHBOURS = 5
 FOLDS = 5
 PERPLEXITY = 30.0
+ITERATIONS = 500  # half of scikit-learn's default: 2,000 points have settled by then
 IMAGES = 2000  # of the test set, when run as a script
 
 
@@ -35,24 +36,32 @@ class Embedding(NamedTuple):
 @torch.no_grad()
 def encode_means(model, images):
     """Return the posterior means of images (N, 1, 28, 28) as a numpy array (N, K)."""
-    return model.encode(images.to(model.sigma.device))[0].cpu().numpy()
+    means = [model.encode(x.to(model.sigma.device))[0].cpu() for x in images.split(IMAGES_AT_ONCE)]
+    return torch.cat(means).numpy()
 
 
 def embed(codes, labels, seed=0):
     """Map codes (N, K) to the plane by t-SNE, from a PCA start, and rate the map with the labels (N,)."""
     perplexity = min(PERPLEXITY, (len(codes) - 1) / 3)
-    points = TSNE(perplexity=perplexity, init=_pca_start(codes), random_state=seed).fit_transform(codes)
+    points = TSNE(
+        perplexity=perplexity, init=_pca_start(codes, seed), max_iter=ITERATIONS, random_state=seed
+    ).fit_transform(codes)
     classifier = KNeighborsClassifier(NEIGHBOURS)
     folds = KFold(FOLDS, shuffle=True, random_state=seed)
     accuracy = cross_val_score(classifier, points, labels, cv=folds).mean()
     return Embedding(codes, points, float(accuracy), float(trustworthiness(codes, points, n_neighbors=NEIGHBOURS)))
 
 
-def _pca_start(codes):
-    """Return the first two principal components at the scale that t-SNE starts from; one code dimension gets a zero."""
-    padded = np.pad(codes, ((0, 0), (0, max(0, 2 - codes.shape[1]))))
-    points = PCA(2, svd_solver="full").fit_transform(padded)
-    return 1e-4 * points / points[:, 0].std()
+def _pca_start(codes, seed):
+    """Return the first two principal components at the scale that t-SNE starts from.
+
+    A single code dimension gets faint noise beside it: a map that starts on a line would never leave it.
+    """
+    if codes.shape[1] == 1:
+        noise = np.random.default_rng(seed).normal(scale=0.01 * codes.std(), size=codes.shape)
+        codes = np.hstack([codes, noise.astype(codes.dtype)])
+    points = PCA(2, svd_solver="full").fit_transform(codes)
+    return 1e-4 * points / max(points[:, 0].std(), np.finfo(np.float32).tiny)
 
 
 def plot_tsne(model, images, labels, path, seed=0, title=""):
@@ -110,7 +119,9 @@ def main():
     with errors_in_one_line("tsne.py"):
         model = load_checkpoint(arguments.checkpoint, arguments.stage)
         title = f"{arguments.checkpoint}, {STAGES[arguments.stage]} of training"
-        data = mnist.load(arguments.data_root, offline=True).first(None, IMAGES)
+        data = mnist.load(arguments.data_root, offline=True)
+        title += f"\n{data.note}"
+        data = data.first(None, IMAGES)
         plot_tsne(model, data.test_images, data.test_labels, arguments.output, title=title)
 
 

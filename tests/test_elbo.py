@@ -310,3 +310,17 @@ def test_bound_of_images_is_at_least_the_elbo_and_needs_no_gradient(trained, dig
         elbo = -elbo_loss(many, recon_x, mu, logvar, model.sigma, "none").view(50, 8)
     assert not bound.requires_grad
     assert (bound > elbo.mean(0) - STANDARD_ERRORS * elbo.std(0) / math.sqrt(50)).all()
+
+
+def test_general_kl_between_gaussians_is_that_of_torch_distributions():
+    generator = torch.Generator().manual_seed(5)
+    a, b = torch.randn(2, 5, 5, generator=generator, dtype=torch.float64)
+    cov_q, cov_p = (m @ m.T + torch.eye(5, dtype=m.dtype) for m in (a, b))
+    mu_q, mu_p = torch.randn(2, 5, generator=generator, dtype=torch.float64)
+    precision, difference = torch.linalg.inv(cov_p), mu_q - mu_p
+    logs = torch.logdet(cov_p) - torch.logdet(cov_q)
+    general = 0.5 * (logs - 5 + torch.trace(precision @ cov_q) + difference @ precision @ difference)
+    oracle = torch.distributions.kl_divergence(
+        torch.distributions.MultivariateNormal(mu_q, cov_q), torch.distributions.MultivariateNormal(mu_p, cov_p)
+    )
+    torch.testing.assert_close(general, oracle, rtol=1e-10, atol=1e-10)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import config
 from ELBO import elbo_loss
 from train import seeded
 from VAE import ARCHITECTURES, VAE
@@ -146,3 +147,7 @@ def test_importing_the_model_and_the_bound_imports_only_torch_and_prints_nothing
     run = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
     assert run.stdout in ("{'VAE', 'ELBO'}\n", "{'ELBO', 'VAE'}\n")
     assert run.stderr == ""
+
+
+def test_every_architecture_can_be_named_on_the_command_line():
+    assert tuple(ARCHITECTURES) == config.ARCHITECTURES
