@@ -35,9 +35,15 @@ SMALL = (
 )
 
 
+def heed_interrupts():
+    """Undo what a shell does to commands in its background: they ignore SIGINT, and so would their children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(folder, *arguments, **popen):
     """Start main.py as a user does, with its output in `folder`."""
     places = ("--figures", str(folder / "figures"), "--checkpoints", str(folder / "checkpoints"))
+    popen.setdefault("preexec_fn", heed_interrupts)
     command = [sys.executable, str(ROOT / "main.py"), *places, *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder, **popen)
 
