@@ -48,6 +48,17 @@ def remove_leftovers(folder):
         leftover.unlink(missing_ok=True)
 
 
+def prepare_folders(*folders):
+    """Make the folders to write to, clear a killed run's leftovers, and find out now whether they can be written to."""
+    for folder in map(Path, folders):
+        try:
+            remove_leftovers(folder)
+            write_text(folder / ".writable", "")
+            (folder / ".writable").unlink()
+        except OSError as error:
+            raise InputError(f"{folder}: {error.strerror}, expected a folder that can be written to") from error
+
+
 def write_text(path, text):
     """Write `text` to `path` as UTF-8."""
     with whole_file(path) as temporary:

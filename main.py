@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from config import EXIT_INTERRUPTED, errors_in_one_line, parse_settings
+from files import prepare_folders
 
 
 def main(arguments=None):
@@ -25,6 +26,8 @@ def main(arguments=None):
 
 def make_everything(settings, finished):
     """Do the work in the assignment's order, and append to `finished` the name of each part that is done."""
+    prepare_folders(settings.figures, settings.checkpoints)
+
     # Imported here, since it takes seconds: wrong arguments and --help are answered before.
     import evidence
     import gmm_entropy
@@ -35,7 +38,6 @@ def make_everything(settings, finished):
 
     figures, scale = Path(settings.figures), settings.scale
     environment = report.environment(choose_device(settings.device))
-    report.prepare_folders(figures, settings.checkpoints)
     dataset = mnist.load(settings.data_root, settings.offline, settings.dataset_name)
     dataset = dataset.first(scale.train_images, scale.test_images)
     print(report.describe_data(dataset))

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from config import STAGES
-from files import InputError, read_json, remove_leftovers, write_json, write_text
+from files import read_json, write_json, write_text
 from train import has_native_bfloat16
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "matplotlib", "mlxtend")
@@ -39,17 +39,6 @@ def environment(device):
         "threads": torch.get_num_threads(),
         "bfloat16": has_native_bfloat16(device),
     }
-
-
-def prepare_folders(*folders):
-    """Make the folders to write to, clear a killed run's leftovers, and find out now whether they can be written to."""
-    for folder in map(Path, folders):
-        try:
-            remove_leftovers(folder)
-            write_text(folder / ".writable", "")
-            (folder / ".writable").unlink()
-        except OSError as error:
-            raise InputError(f"{folder}: {error.strerror}, expected a folder that can be written to") from error
 
 
 def describe_data(dataset):
