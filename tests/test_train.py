@@ -15,6 +15,7 @@ from ELBO import optimal_sigma
 from files import InputError
 from train import (
     ADAM_BETAS,
+    LEAST_SIGMA,
     calibrated_sigma,
     evaluate,
     load_checkpoint,
@@ -181,6 +182,18 @@ def test_batches_may_be_larger_than_the_set_or_of_one_image(dataset, images, bat
     loss = train(make(), dataset.train_images[:images], config)["loss"]
     assert len(loss) == iterations
     assert all(map(math.isfinite, loss))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("shade", [0.0, 1.0], ids=["black", "white"])
+def test_training_on_uniform_images_stays_finite(architecture, shade):
+    model = make(architecture=architecture)
+    images = torch.full((64, 1, 28, 28), shade)
+    history = train(model, images, TrainConfig(epochs=10, batch_size=16))
+    assert all(map(math.isfinite, history["loss"]))
+    assert history["loss"][-1] < history["loss"][0]
+    assert model.sigma >= LEAST_SIGMA
+    assert math.isfinite(evaluate(model, images, 4, 4)["elbo"])
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
