@@ -270,9 +270,10 @@ def test_exploding_loss_is_one_clear_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         run_here(tmp_path, *SMALL, "--learning-rate", "1e30")
     assert ended.value.code == 2
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("main.py: error: mlp_z2: ")
-    assert "lower the learning rate" in last
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].startswith("main.py: error: mlp_z2: ")
+    assert "lower the learning rate" in err.splitlines()[-1]
 
 
 def test_foreign_data_run_and_are_not_called_mnist(tmp_path, dataset):
