@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from experiment import Experiment
 from files import save_figure
+from mnist import evenly_spaced
 from sample_from_prior import (
     divergence_from_prior,
     draw_codes,
@@ -27,7 +28,7 @@ from sample_from_prior import (
     sample_mixture,
     sample_prior,
 )
-from train import CALIBRATION_IMAGES, calibrated_sigma, evaluate, seeded
+from train import calibrated_sigma, evaluate, hold_out, seeded
 from tsne import NEIGHBOURS, encode_means
 from VAE import VAE
 
@@ -113,7 +114,7 @@ def measure_all(model, dataset, scale, judge):
     """Measure a trained model's bounds, codes and samples."""
     test = evaluate(model, dataset.test_images, scale.importance_images, scale.importance_samples)
     with seeded(0):
-        fitted_sigma = calibrated_sigma(model, dataset.train_images[:CALIBRATION_IMAGES].to(model.sigma.device))
+        fitted_sigma = calibrated_sigma(model, hold_out(dataset.train_images)[1].to(model.sigma.device))
     refitted = copy.deepcopy(model)
     refitted.sigma.fill_(fitted_sigma)
     return {
@@ -129,13 +130,14 @@ def measure_all(model, dataset, scale, judge):
 def code_knn_accuracy(model, dataset):
     """Classify test codes by their 5 nearest training codes; the share that is right."""
     classifier = KNeighborsClassifier(NEIGHBOURS)
-    classifier.fit(encode_means(model, dataset.train_images[:KNN_CODES]), dataset.train_labels[:KNN_CODES])
+    images, labels = (evenly_spaced(values, KNN_CODES) for values in (dataset.train_images, dataset.train_labels))
+    classifier.fit(encode_means(model, images), labels)
     return float(classifier.score(encode_means(model, dataset.test_images), dataset.test_labels))
 
 
 def measure_samples(model, dataset, judge):
     """Measure how far the codes are from the prior, and how good samples from the prior and from a mixture are."""
-    mixture = fit_mixture(draw_codes(model, dataset.train_images[:MIXTURE_CODES]))
+    mixture = fit_mixture(draw_codes(model, evenly_spaced(dataset.train_images, MIXTURE_CODES)))
     divergence = divergence_from_prior(mixture, draw_codes(model, dataset.test_images, seed=1))
     return {
         "prior_divergence": divergence._asdict(),
@@ -149,11 +151,6 @@ def prior_check(latent_dim, train_count, test_count):
     rng = np.random.default_rng(0)
     mixture = fit_mixture(rng.standard_normal((min(train_count, MIXTURE_CODES), latent_dim)))
     return divergence_from_prior(mixture, rng.standard_normal((test_count, latent_dim)))._asdict()
-
-
-def evenly_spaced(images, count):
-    """Return `count` images from all over a set: MNIST's writers are not in random order."""
-    return images[:: max(1, len(images) // count)][:count]
 
 
 def describe_network(architecture, latent_dim):
@@ -179,9 +176,9 @@ class SampleJudge:
     """Rates samples by density and coverage against test images, in the space of the pixels' principal components."""
 
     def __init__(self, dataset):
-        train = dataset.train_images.flatten(1).numpy()
-        self.features = PCA(min(FEATURES, len(train)), random_state=0).fit(train[:MIXTURE_CODES])
-        self.real = self._project(dataset.test_images[:SAMPLES])
+        train = evenly_spaced(dataset.train_images, MIXTURE_CODES).flatten(1).numpy()
+        self.features = PCA(min(FEATURES, len(train)), random_state=0).fit(train)
+        self.real = self._project(evenly_spaced(dataset.test_images, SAMPLES))
         # A point's nearest neighbour among the points themselves is the point, so one more is asked for.
         distances, _ = NearestNeighbors(n_neighbors=NEIGHBOURS + 1).fit(self.real).kneighbors(self.real)
         self.radii = distances[:, -1]
@@ -263,7 +260,7 @@ def plot_reconstructions_and_samples(models, dataset, path, title=""):
     figure = Figure(figsize=(10, 0.5 + 2.0 * len(models)), layout="constrained")
     figure.suptitle(title)
     for axes, (name, model) in zip(figure.subplots(len(models), squeeze=False)[:, 0], models.items(), strict=True):
-        mixture = fit_mixture(draw_codes(model, dataset.train_images[:MIXTURE_CODES]))
+        mixture = fit_mixture(draw_codes(model, evenly_spaced(dataset.train_images, MIXTURE_CODES)))
         device = model.sigma.device
         mu, _ = model.encode(originals.to(device))
         rows = {

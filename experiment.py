@@ -7,6 +7,7 @@ from pathlib import Path
 from config import STAGES, TrainConfig
 from files import InputError, read_json, write_json
 from latent_traversal import plot_latent_traversal
+from mnist import evenly_spaced
 from sample_from_prior import plot_prior_samples
 from train import evaluate, model_at, plot_elbo_curve, read_checkpoint, save_checkpoint, seeded, train
 from tsne import plot_tsne
@@ -137,7 +138,7 @@ def draw_stages(experiment, checkpoint, stages, laboratory, scale, folder):
     dataset = laboratory.dataset
     history = checkpoint["history"]
     test_elbo = {stage: numbers["test"]["elbo"] for stage, numbers in stages.items()}
-    images, labels = dataset.test_images[: scale.tsne_images], dataset.test_labels[: scale.tsne_images]
+    images, labels = (evenly_spaced(part, scale.tsne_images) for part in (dataset.test_images, dataset.test_labels))
     for stage, numbers in stages.items():
         laboratory.bar.set_description(f"figures of {experiment.name}, {stage}")
         model = laboratory.model(checkpoint, stage)

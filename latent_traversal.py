@@ -26,7 +26,7 @@ def traverse(model):
 @torch.no_grad()
 def dimension_kl(model, images):
     """Return each dimension's KL from the prior in nats, (K,), averaged over images (N, 1, 28, 28)."""
-    mu, logvar = model.encode(images[:KL_IMAGES].to(model.sigma.device))
+    mu, logvar = model.encode(mnist.evenly_spaced(images, KL_IMAGES).to(model.sigma.device))
     return kl_per_dimension(mu, logvar).mean(0).cpu()
 
 

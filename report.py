@@ -4,7 +4,6 @@ Every table is made from results.json alone. `python report.py` writes those of 
 between the marks `<!-- table: name -->` and `<!-- end -->`.
 """
 
-import math
 import platform
 import re
 from importlib.metadata import version
@@ -16,7 +15,7 @@ from tqdm import tqdm
 
 from config import STAGES
 from files import read_json, write_json, write_text
-from train import has_native_bfloat16
+from train import count_iterations, has_native_bfloat16, held_out_count
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "matplotlib", "mlxtend")
 STAGE_FIGURES = {
@@ -50,9 +49,7 @@ def describe_data(dataset):
 
 def progress_bar(experiments, image_count):
     """Return a tqdm bar over all iterations of some experiments."""
-    total = sum(
-        plan.config.epochs * math.ceil(image_count / plan.config.batch_size) for plan in dict.fromkeys(experiments)
-    )
+    total = sum(count_iterations(image_count, plan.config) for plan in dict.fromkeys(experiments))
     return tqdm(total=total, unit="it", smoothing=0.02, dynamic_ncols=True)
 
 
@@ -63,6 +60,7 @@ def new_results(settings, config, dataset, environment):
             "name": dataset.name,
             "source": dataset.source,
             "train_count": len(dataset.train_images),
+            "held_out_count": held_out_count(len(dataset.train_images)),
             "test_count": len(dataset.test_images),
             "note": dataset.note,
             "fingerprint": dataset.fingerprint,
@@ -107,9 +105,9 @@ def over_seeds(runs, value, digits):
     return interval(np.mean(values), np.std(values, ddof=1), digits)
 
 
-def _bound_images(results):
-    """On how many test images, the first ones, the importance-weighted bound was measured."""
-    return next(iter(results["runs"].values()))["test"]["iw_images"]
+def _bound_heading(results):
+    """Head a column of importance-weighted bounds: on how many of the test images they were measured."""
+    return f"log p(x) ≥ ({next(iter(results['runs'].values()))['test']['iw_images']} images)"
 
 
 def entropy_table(results):
@@ -187,14 +185,15 @@ def run_table(results):
             interval(run["test"]["elbo"], run["test"]["elbo_standard_error"], 1),
             f"{run['test']['nll']:.1f}",
             f"{run['test']['kl']:.1f}",
-            f"{run['test']['iw_log_likelihood']:.1f}, {run['test']['iw_elbo']:.1f}",
+            interval(run["test"]["iw_log_likelihood"], run["test"]["iw_standard_error"], 1),
+            f"{run['test']['iw_elbo']:.1f}",
             f"{run['sigma']:.4f}",
             run["test"]["active_units"],
         ]
         for name, run in results["runs"].items()
     ]
     header = ["run", "parameters", "training (s)", "test ELBO", "NLL", "KL"]
-    return table([*header, f"log p(x) ≥, ELBO (first {_bound_images(results)})", "σ", "active units"], rows)
+    return table([*header, _bound_heading(results), "ELBO of the same images", "σ", "active units"], rows)
 
 
 def stage_table(results):
@@ -249,9 +248,7 @@ def architecture_table(results):
                 ]
             )
     header = ["network", "K", "parameters", "multiply-adds", "s per epoch"]
-    return table(
-        [*header, "test ELBO", "NLL", "KL", f"log p(x) ≥ (first {_bound_images(results)})", "σ", "active units"], rows
-    )
+    return table([*header, "test ELBO", "NLL", "KL", _bound_heading(results), "σ", "active units"], rows)
 
 
 def sweep_table(results):
@@ -274,7 +271,7 @@ def sweep_table(results):
         "network",
         "K",
         "test ELBO",
-        f"log p(x) ≥ (first {_bound_images(results)})",
+        _bound_heading(results),
         "NLL",
         "KL",
         "active units",
@@ -395,9 +392,10 @@ def gallery(results):
     parts = [
         "# Gallery",
         trial,
-        f"Data: {dataset['name']} ({dataset['source']}), {dataset['train_count']:,} training and "
-        f"{dataset['test_count']:,} test images. {config['epochs']} epochs, batches of {config['batch_size']}, seed "
-        f"{results['seed']}. Nats per image throughout; every number stands in [results.json](results.json).",
+        f"Data: {dataset['name']} ({dataset['source']}), {dataset['train_count']:,} training images, of which "
+        f"{dataset['held_out_count']:,} only calibrate the stored σ, and {dataset['test_count']:,} test images. "
+        f"{config['epochs']} epochs, batches of {config['batch_size']}, seed {results['seed']}. Nats per image "
+        "throughout; every number stands in [results.json](results.json).",
         "## Problem 1: Gaussian mixture",
         "### 1.1 Samples",
         "![Scatter plot of 100,000 samples, coloured by component](gmm_scatter.png)",

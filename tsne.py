@@ -121,8 +121,8 @@ def main():
         title = f"{arguments.checkpoint}, {STAGES[arguments.stage]} of training"
         data = mnist.load(arguments.data_root, offline=True)
         title += f"\n{data.note}"
-        data = data.first(None, IMAGES)
-        plot_tsne(model, data.test_images, data.test_labels, arguments.output, title=title)
+        images, labels = (mnist.evenly_spaced(part, IMAGES) for part in (data.test_images, data.test_labels))
+        plot_tsne(model, images, labels, arguments.output, title=title)
 
 
 if __name__ == "__main__":
