@@ -38,7 +38,7 @@ N_SAMPLES = 100_000
 N_MAX = 1_000_000  # samples at the right end of the plots
 REPLICATES = 8  # independent repetitions in the plots
 
-CHUNK = 8192  # points worked on at once; larger arrays leave the processor's second-level cache
+CHUNK = 65_536  # points worked on at once: fewer, and threads wait for the interpreter lock; more, and for memory
 TOLERANCE = 1e-8  # weights' sum; asymmetry of a covariance relative to its largest entry
 QUADRATURE_RADIUS = 10.0  # standard deviations; exp(-10**2 / 2) = 2e-22 lies outside
 QUADRATURE_TOLERANCE = 1e-11  # nats
@@ -136,9 +136,11 @@ class GMM:
     def _draw(self, n, rng, weights):
         """Rows (d, n) grouped by component, and each component's count, with `weights` in place of the mixture's."""
         counts = rng.multinomial(n, weights)
-        standard = (rng.standard_normal((self.means.shape[1], count)) for count in counts)
-        groups = zip(self.means, self.cholesky, standard, strict=True)
-        return np.concatenate([mean[:, None] + factor @ z for mean, factor, z in groups], axis=1), counts
+        rows = np.empty((self.means.shape[1], n))
+        groups = np.split(rows, np.cumsum(counts)[:-1], axis=1)  # views
+        for mean, factor, group in zip(self.means, self.cholesky, groups, strict=True):
+            np.add(factor @ rng.standard_normal(group.shape), mean[:, None], out=group)
+        return rows, counts
 
     def _component_log_densities(self, rows):
         """log N(x; mean_k, covariance_k) for each component, shape (K, n)."""
@@ -153,7 +155,9 @@ class GMM:
         return squares
 
     def _log_density(self, rows):
-        return _log_sum_exp(self._component_log_densities(rows) + self._log_weights[:, None])
+        terms = self._component_log_densities(rows)
+        terms += self._log_weights[:, None]
+        return _log_sum_exp(terms)
 
 
 def gaussian_entropy(covariance):
@@ -398,7 +402,9 @@ def _average(gmm, integral, n, seed, threads):
 
         def moments(chunk, weights=stratum.weights):
             values = _chunk_values(gmm, integral, weights, *chunk)
-            return len(values), values.mean(), values.var() * len(values)
+            mean = values.mean()
+            values -= mean
+            return len(values), mean, np.square(values, out=values).sum()
 
         size, mean, squares = _merged(_map_in_order(moments, _chunks(stratum), threads or os.cpu_count()))
         means.append(mean)
@@ -419,6 +425,7 @@ def _merged(moments):
 
 def _map_in_order(function, items, threads):
     """Like `map`, in threads (numpy lets go of the interpreter lock), with only a few items under way at once."""
+    np.empty(2**21)  # freed at once: from then on glibc keeps blocks up to this size, which are slow to map anew
     with ThreadPoolExecutor(threads) as pool:
         pending = deque(pool.submit(function, item) for item in islice(items, 4 * threads))
         while pending:

@@ -80,7 +80,12 @@ class Dataset:
 
 def evenly_spaced(values, count):
     """Return `count` entries from all over a set, all if it has fewer: MNIST's writers are not in random order."""
-    return values[:: max(1, len(values) // count)][:count]
+    return values[evenly_chosen(len(values), count)]
+
+
+def evenly_chosen(total, count):
+    """Choose `count` of `total` places, evenly spaced: a mask of shape (total,)."""
+    return torch.arange(total) * count % total < count
 
 
 def load(root="data", offline=False, name=None):

@@ -1,7 +1,8 @@
 """Numbers in, files out: results.json, the gallery, and the tables that README.md and the gallery share.
 
 Every table is made from results.json alone. `python report.py` writes those of the committed results into README.md,
-between the marks `<!-- table: name -->` and `<!-- end -->`.
+between the marks `<!-- table: name -->` and `<!-- end -->`, and what benchmark.py measured between `<!-- benchmark -->`
+and `<!-- end -->`.
 """
 
 import platform
@@ -364,6 +365,13 @@ def fill_tables(text, results):
     return re.sub(r"(<!-- table: (\w+) -->)\n.*?\n?(<!-- end -->)", fill, text, flags=re.DOTALL)
 
 
+def fill_benchmark(text, output):
+    """Return `text` with `output`, a file that benchmark.py wrote, between its marks."""
+    return re.sub(
+        r"(<!-- benchmark -->\n).*?(<!-- end -->)", lambda mark: mark[1] + output + mark[2], text, flags=re.DOTALL
+    )
+
+
 # ---- After the run
 
 
@@ -445,11 +453,12 @@ def _evidence_parts(results):
 
 
 def main():
-    """Write the tables of figures/results.json into README.md."""
+    """Write the tables of figures/results.json and of figures/benchmark.md into README.md."""
     here = Path(__file__).parent
-    results = read_json(here / "figures" / "results.json")
     readme = here / "README.md"
-    write_text(readme, fill_tables(readme.read_text(encoding="utf-8"), results))
+    text = fill_tables(readme.read_text(encoding="utf-8"), read_json(here / "figures" / "results.json"))
+    benchmark = (here / "figures" / "benchmark.md").read_text(encoding="utf-8")
+    write_text(readme, fill_benchmark(text, benchmark))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from ELBO import (
     optimal_sigma,
 )
 from files import InputError, save_figure, whole_file
-from mnist import evenly_spaced
+from mnist import evenly_chosen, evenly_spaced
 from VAE import VAE
 
 ADAM_BETAS = (0.9, 0.99)
@@ -112,8 +112,7 @@ def hold_out(images):
 
     Raises `ValueError` if there are fewer than two.
     """
-    count = held_out_count(len(images))
-    chosen = torch.arange(len(images)) * count % len(images) < count
+    chosen = evenly_chosen(len(images), held_out_count(len(images)))
     return images[~chosen], images[chosen]
 
 
@@ -213,13 +212,14 @@ def evaluate(model, images, importance_images=0, importance_samples=100, seed=0)
     nll, kl, squared_error, mus = [], [], [], []
     with seeded(seed):
         for x in images.split(IMAGES_AT_ONCE):
-            x = x.to(device)
-            recon_x, mu, logvar = model(x)
+            outputs = model(x.to(device))
+            # In double precision, since the bound is the small difference of large numbers.
+            x, recon_x, mu, logvar = (value.cpu().double() for value in (x, *outputs))
             nll.append(negative_log_likelihood(x, recon_x, model.sigma, reduction="none"))
             kl.append(kl_per_dimension(mu, logvar))
             squared_error.append((x - recon_x).square().flatten(1).mean(1))
             mus.append(mu)
-        nll, kl, squared_error, mus = (torch.cat(values).cpu().double() for values in (nll, kl, squared_error, mus))
+        nll, kl, squared_error, mus = map(torch.cat, (nll, kl, squared_error, mus))
         elbo = -nll - kl.sum(1)
         if not elbo.isfinite().all():
             raise FloatingPointError(f"the ELBO of held-out images is {elbo.mean().item()}: lower the learning rate")

@@ -404,3 +404,11 @@ def test_packaged_split_is_shuffled_and_always_the_same(packaged, tmp_path):
     np.random.seed(1)  # noqa: NPY002 (the global state is what must not matter)
     assert mnist.load(tmp_path, offline=True).fingerprint == packaged.fingerprint
     assert packaged.train_labels[:100].unique().numel() == 10
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [(1, [0]), (3, [0, 4, 7]), (5, [0, 2, 4, 6, 8]), (8, [0, 2, 3, 4, 5, 7, 8, 9]), (10, range(10)), (50, range(10))],
+)
+def test_evenly_spaced_entries_are_from_all_over_a_set(count, expected):
+    assert mnist.evenly_spaced(torch.arange(10), count).tolist() == list(expected)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from report import EVIDENCE_TABLES, TABLES, fill_tables, gallery
+from report import EVIDENCE_TABLES, TABLES, fill_benchmark, fill_tables, gallery
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -23,6 +23,13 @@ def results():
 
 def test_readme_tables_are_those_of_the_results(results):
     assert fill_tables(README, results) == README, "run: python report.py"
+
+
+def test_benchmark_in_the_readme_is_the_last_output():
+    output = (ROOT / "figures" / "benchmark.md").read_text(encoding="utf-8")
+    assert output in README, "run: python report.py"
+    assert fill_benchmark(README, output) == README
+    assert "another output" in fill_benchmark(README, "another output\n")
 
 
 def test_gallery_is_that_of_the_results(results):

@@ -11,13 +11,15 @@ import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
 from config import STAGES, TrainConfig
-from ELBO import optimal_sigma
+from ELBO import elbo_loss, optimal_sigma
 from files import InputError
 from train import (
     ADAM_BETAS,
     LEAST_SIGMA,
     calibrated_sigma,
+    count_iterations,
     evaluate,
+    hold_out,
     load_checkpoint,
     save_checkpoint,
     seeded,
@@ -67,16 +69,18 @@ def test_training_lowers_the_loss_on_real_digits(dataset, architecture):
 @pytest.mark.parametrize("sigma", [None, 0.5])
 def test_training_is_the_plain_loop_with_the_loss_of_torch_distributions(dataset, sigma):
     images = dataset.train_images[:40].double()  # autocast leaves double precision alone
-    config = TrainConfig(epochs=2, batch_size=16, sigma=sigma)  # batches of 16, 16 and 8
+    config = TrainConfig(epochs=2, batch_size=16, sigma=sigma)  # batches of 16, 16 and 4
     model, reference = make().double(), make().double()
     history = train(model, images, config)
     optimizer = torch.optim.Adam(reference.parameters(), betas=ADAM_BETAS)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=6, cycle_momentum=False)
     losses = []
+    held_out = images[::10]
+    trained_on = images[[index for index in range(40) if index % 10]]
     with seeded(config.seed):
         for _ in range(2):
-            for batch in torch.randperm(40).split(16):
-                x = images[batch]
+            for batch in torch.randperm(36).split(16):
+                x = trained_on[batch]
                 recon_x, mu, logvar = reference(x)
                 decoder_sigma = sigma or (x - recon_x).square().mean().sqrt()
                 nll = -Independent(Normal(recon_x, decoder_sigma), 3).log_prob(x).mean()
@@ -87,7 +91,7 @@ def test_training_is_the_plain_loop_with_the_loss_of_torch_distributions(dataset
                 schedule.step()
                 losses.append((nll + kl).item())
                 for _ in range(list(history["stages"].values()).count(len(losses))):
-                    reference.sigma.fill_(sigma or calibrated_sigma(reference, images))
+                    reference.sigma.fill_(sigma or calibrated_sigma(reference, held_out))
     assert history["loss"] == pytest.approx(losses, rel=1e-9)
     for found, expected in zip(model.state_dict().values(), reference.state_dict().values(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
@@ -170,17 +174,51 @@ def test_calibrated_sigma_is_the_root_mean_squared_error_of_all_portions(trained
     assert sigma == pytest.approx(errors.double().square().mean().sqrt().item(), rel=1e-6)
 
 
-def test_stored_sigma_is_that_of_the_training_images(trained):
+@pytest.mark.parametrize(
+    ("count", "held_out"), [(2, 1), (3, 1), (29, 2), (64, 6), (4000, 400), (9_999, 999), (12_345, 1000), (60_000, 1000)]
+)
+def test_held_out_images_are_a_tenth_or_1000_and_evenly_spaced(count, held_out):
+    trained_on, chosen = hold_out(torch.arange(count))
+    assert len(chosen) == held_out
+    assert sorted([*trained_on.tolist(), *chosen.tolist()]) == list(range(count))
+    gaps = chosen.diff()
+    assert held_out == 1 or gaps.max() - gaps.min() <= 1
+    assert count - chosen[-1] <= math.ceil(count / held_out)  # up to the end
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_fewer_than_two_images_cannot_be_trained_on(dataset, count):
+    with pytest.raises(ValueError, match=f"found {count} training images, expected at least 2"):
+        train(make(), dataset.train_images[:count])
+
+
+def test_held_out_images_change_the_stored_sigma_and_no_weight(dataset):
+    def train_with(held_out_images):
+        images = dataset.train_images[:100].clone()
+        images[::10] = held_out_images
+        model = make()
+        history = train(model, images, TrainConfig(epochs=3, batch_size=32))
+        return history, weights(model)
+
+    (history, some), (other_history, others) = map(train_with, (dataset.train_images[200:210], 0.5))
+    assert some.pop("sigma") != others.pop("sigma")
+    assert equal_weights(some, others)
+    assert history == other_history
+
+
+def test_stored_sigma_is_that_of_the_held_out_images(trained):
+    _, held_out = hold_out(trained.images)
     with seeded(0), torch.no_grad():
-        sigma = optimal_sigma(trained.images, trained.model(trained.images)[0])  # other draws: not quite the same
-    assert trained.model.sigma.item() == pytest.approx(sigma.item(), rel=0.01)
+        draws = torch.stack([optimal_sigma(held_out, trained.model(held_out)[0]) for _ in range(100)])
+    assert abs(trained.model.sigma - draws.mean()) < STANDARD_ERRORS * draws.std()
+    assert draws.std() < 0.01 * draws.mean()
 
 
-@pytest.mark.parametrize(("images", "batch_size", "iterations"), [(5, 128, 2), (1, 1, 2), (65, 64, 4), (3, 1, 6)])
+@pytest.mark.parametrize(("images", "batch_size", "iterations"), [(5, 128, 2), (2, 1, 2), (72, 64, 4), (4, 1, 6)])
 def test_batches_may_be_larger_than_the_set_or_of_one_image(dataset, images, batch_size, iterations):
     config = TrainConfig(epochs=2, batch_size=batch_size)
     loss = train(make(), dataset.train_images[:images], config)["loss"]
-    assert len(loss) == iterations
+    assert len(loss) == count_iterations(images, config) == iterations
     assert all(map(math.isfinite, loss))
 
 
@@ -252,6 +290,10 @@ def test_importance_weighted_bound_is_tighter_than_the_elbo_of_the_same_images(t
     assert (found["iw_images"], found["iw_samples"]) == (100, 50)
     fewer = evaluate(trained.model, images, importance_images=20, importance_samples=50)
     assert fewer["iw_images"] == 20
+    with seeded(0), torch.no_grad():
+        recon_x, mu, logvar = trained.model(images)
+        same_images = -elbo_loss(images, recon_x, mu, logvar, trained.model.sigma, reduction="none")[::5]
+    assert fewer["iw_elbo"] == pytest.approx(same_images.mean().item(), rel=1e-6)
     assert fewer["iw_standard_error"] > found["iw_standard_error"]
 
 
