@@ -12,6 +12,7 @@ import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from matplotlib.patches import Ellipse
 from scipy.integrate import cubature
 from scipy.linalg import solve_triangular
 from scipy.special import entr, logsumexp
+from threadpoolctl import ThreadpoolController
 
 from files import save_figure
 
@@ -425,12 +427,17 @@ def _merged(moments):
 
 def _map_in_order(function, items, threads):
     """Like `map`, in threads (numpy lets go of the interpreter lock), with only a few items under way at once."""
-    np.empty(2**21)  # freed at once: from then on glibc keeps blocks up to this size, which are slow to map anew
-    with ThreadPoolExecutor(threads) as pool:
+    np.empty(4_000_000)  # freed at once: from then on glibc keeps blocks up to this size, which are slow to map anew
+    with _matrix_library().limit(limits=1), ThreadPoolExecutor(threads) as pool:  # its own threads would contend
         pending = deque(pool.submit(function, item) for item in islice(items, 4 * threads))
         while pending:
             yield pending.popleft().result()
             pending.extend(pool.submit(function, item) for item in islice(items, 1))
+
+
+@cache
+def _matrix_library():
+    return ThreadpoolController().select(user_api="blas")
 
 
 def _running(gmm, integral, n_max, seed, replicates):
