@@ -10,6 +10,7 @@ from torch import nn
 
 IMAGE_SHAPE = (1, 28, 28)
 PIXELS = 28 * 28
+MAX_LOGVAR = 10.0  # of a code: its KL, (e^10 - 11) / 2 = 11,000 nats, is more than any code can be worth
 
 
 def conv_networks(latent_dim):
@@ -123,13 +124,14 @@ class VAE(nn.Module):
     def encode(self, x):
         """Return mu and logvar, (B, K) each, of q(z|x) for x of shape (B, 1, 28, 28), (B, 28, 28) or (B, 784).
 
-        Raises `ValueError` for any other shape.
+        logvar is at most `MAX_LOGVAR`. Raises `ValueError` for any other shape.
         """
         if x.shape[1:] not in {IMAGE_SHAPE, IMAGE_SHAPE[1:], (PIXELS,)}:
             raise ValueError(f"x must be (B, 1, 28, 28), (B, 28, 28) or (B, 784), not {tuple(x.shape)}")
         # Under autocast the networks compute in bfloat16; what follows them keeps the precision of x.
         mu, logvar = self.encoder(x.reshape(-1, *IMAGE_SHAPE)).to(x.dtype).chunk(2, dim=1)
-        return mu, logvar
+        # Without a bound one image unlike all others can get e^30, and its KL is then all that training sees.
+        return mu, logvar.clamp(max=MAX_LOGVAR)
 
     def reparameterize(self, mu, logvar):
         """Draw z ~ N(mu, diag e^logvar), (B, K), as a differentiable function of both."""

@@ -32,6 +32,7 @@ UNSCALED = 10  # first iterations that the learning curve's axes need not hold
 HELD_OUT = 1000  # training images, or a tenth of fewer than 10,000, that only the stored sigma is computed from
 IMAGES_AT_ONCE = 1000  # in measurements, which need no gradient
 LEAST_SIGMA = 1 / 255 / math.sqrt(12)  # of rounding a pixel to a byte: a sharper density would mean nothing
+DIVERGED = 1e12  # KL, nats per image
 ACTIVE_VARIANCE = 0.01  # of a unit's posterior mean over the data: Burda et al. 2016, section 5.1
 
 # ---- Training
@@ -65,7 +66,7 @@ def train(model, images, config=None, on_stage=None, on_iteration=None):
     Raises
     ------
     FloatingPointError
-        If the loss is not finite, as after a far too high learning rate.
+        If the loss is not finite or the KL is above 10^12 nats, as after a far too high learning rate.
     ValueError
         If there are fewer than two images.
     """
@@ -90,8 +91,8 @@ def train(model, images, config=None, on_stage=None, on_iteration=None):
             nll = negative_log_likelihood(x, recon_x, sigma)
             kl = kl_diag_normal(mu, logvar)
             loss = nll + kl
-            if not loss.isfinite():
-                raise FloatingPointError(f"the loss is {loss.item()} at iteration {iteration}: lower the learning rate")
+            if not (loss.isfinite() and kl < DIVERGED):
+                raise FloatingPointError(f"the loss is {loss:.3g} at iteration {iteration}: lower the learning rate")
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

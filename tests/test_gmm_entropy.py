@@ -14,6 +14,7 @@ from scipy import stats
 from scipy.integrate import quad
 from scipy.special import entr, logsumexp
 from sklearn.mixture import GaussianMixture
+from threadpoolctl import threadpool_info
 
 import gmm_entropy
 from gmm_entropy import (
@@ -270,6 +271,18 @@ def test_value_depends_on_the_seed_and_not_on_the_threads(balanced):
     estimates = {mc_entropy(balanced, n, seed=2, threads=threads) for threads in (1, 2, 5)}
     assert estimates == {mc_entropy(balanced, n, seed=2)}
     assert mc_entropy(balanced, n, seed=3).value != mc_entropy(balanced, n, seed=2).value
+
+
+def test_matrix_library_has_one_thread_in_each_chunk_and_all_its_own_afterwards(monkeypatch):
+    def threads():
+        return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+    inside, original = [], GMM._log_density
+    monkeypatch.setattr(GMM, "_log_density", lambda *args: inside.append(threads()) or original(*args))
+    before = threads()
+    mc_entropy(random_gmm(2, 32, seed=9), CHUNK + 1)
+    assert inside == 2 * [[1] * len(before)]
+    assert threads() == before
 
 
 def test_one_sample_has_a_value_and_no_standard_error(balanced):

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import config
-from ELBO import elbo_loss
+from ELBO import elbo_loss, kl_diag_normal
 from train import seeded
-from VAE import ARCHITECTURES, VAE
+from VAE import ARCHITECTURES, MAX_LOGVAR, VAE
 
 DRAWS = 40_000
 STANDARD_ERRORS = 4  # that an estimate may be off
@@ -37,6 +37,18 @@ def test_every_shape_of_an_image_gives_the_same_result_in_that_shape(digits, arc
     for value, square_value in zip(posterior, square_posterior, strict=True):
         assert value.shape == (8, 3)
         assert torch.equal(value, square_value)
+
+
+@both_architectures
+def test_no_image_gets_a_variance_whose_kl_would_drown_all_others(digits, architecture):
+    model = make(2, architecture)
+    with torch.no_grad():
+        model.encoder[-1].bias[2:] += 30
+    mu, logvar = model.encode(digits)
+    assert torch.equal(logvar, torch.full((8, 2), MAX_LOGVAR))
+    assert kl_diag_normal(mu, logvar) < 1.1 * 2 * 11_000
+    kl_diag_normal(mu, logvar).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.encoder.parameters())
 
 
 @both_architectures
