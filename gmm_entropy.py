@@ -39,6 +39,7 @@ SECOND = 1  # index of N(mu_2, Sigma_2), the single Gaussian of 1.3
 N_SAMPLES = 100_000
 N_MAX = 1_000_000  # samples at the right end of the plots
 REPLICATES = 8  # independent repetitions in the plots
+CALIBRATION_RUNS = 50  # over which errors are compared with their standard errors
 
 CHUNK = 65_536  # points worked on at once: fewer, and threads wait for the interpreter lock; more, and for memory
 TOLERANCE = 1e-8  # weights' sum; asymmetry of a covariance relative to its largest entry
@@ -597,14 +598,23 @@ def _with_gap(gmm, seed):
             "standard_error": gap.standard_error,
             "samples": gap.n,
             "samples_for_one_percent": gap.n * (gap.standard_error / (0.01 * exact)) ** 2,
+            "rms_error_in_standard_errors": _rms_error_in_standard_errors(gmm, method, exact, seed),
         }
     return summary | {
         "gap": methods["multiple_importance"]["estimate"],
         "gap_standard_error": methods["multiple_importance"]["standard_error"],
         "gap_quadrature": exact,
         "gap_methods": methods,
+        "calibration_runs": CALIBRATION_RUNS,
         "rare_samples": int(np.delete(component_counts(gmm, N_SAMPLES, seed), SECOND).sum()),
     }
+
+
+def _rms_error_in_standard_errors(gmm, method, exact, seed):
+    """Root mean square, over independent runs, of a gap's error in units of its own standard error; 1 if that is true."""
+    seeds = np.random.SeedSequence(seed).generate_state(CALIBRATION_RUNS).tolist()
+    gaps = [entropy_gap(gmm, SECOND, N_SAMPLES, run_seed, method) for run_seed in seeds]
+    return float(np.sqrt(np.mean([((gap.value - exact) / gap.standard_error) ** 2 for gap in gaps])))
 
 
 # Figures.

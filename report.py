@@ -160,17 +160,19 @@ def gap_table(results):
             f"{method['estimate']:.3e}",
             f"{method['standard_error']:.1e}",
             f"{(method['estimate'] - gmm['gap_quadrature']) / method['standard_error']:+.1f}",
+            f"{method['rms_error_in_standard_errors']:.1f}",
             f"{method['samples_for_one_percent']:.1e}",
         ]
         for key, method in gmm["gap_methods"].items()
     ]
-    rows.append(["quadrature", "", f"{gmm['gap_quadrature']:.6e}", "", "", ""])
+    rows.append(["quadrature", "", f"{gmm['gap_quadrature']:.6e}", "", "", "", ""])
     header = [
         "H(p) − H(N₂)",
         "N",
         "nats",
         "standard error",
         "error in standard errors",
+        f"root mean square of that over {gmm['calibration_runs']} runs",
         "N for a standard error of 1 %",
     ]
     return table(header, rows)

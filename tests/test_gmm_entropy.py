@@ -439,6 +439,14 @@ def test_only_importance_sampling_resolves_the_gap(results):
     assert needed["multiple_importance"] < N_SAMPLES < 1e10 < needed["plain"]
 
 
+def test_standard_errors_of_all_but_the_control_variate_are_true(results):
+    rms = {name: row["rms_error_in_standard_errors"] for name, row in results["degenerate"]["gap_methods"].items()}
+    uncertainty = 1 / np.sqrt(2 * results["degenerate"]["calibration_runs"])  # of a root mean square around 1
+    assert abs(rms["plain"] - 1) < 4 * uncertainty
+    assert abs(rms["multiple_importance"] - 1) < 4 * uncertainty
+    assert rms["control_variate"] > 3
+
+
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("figures")
