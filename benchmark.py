@@ -493,21 +493,26 @@ def run_main(*arguments):
 
 
 def growth_of_training(bench):
-    """Seconds of one epoch of `train.train` with the mlp network, once each; where not varied, with all images, 16
-    latent dimensions and batches of 128. A call also calibrates sigma three times, on up to 1,000 images.
+    """Seconds of one epoch of `train.train` with the mlp network, median over the turns; where not varied, with all
+    images, 16 latent dimensions and batches of 128. A call also calibrates sigma three times, on up to 1,000 images.
     """
     images = bench.dataset.train_images
-    counts = [len(images) // 4, len(images) // 2, len(images)]
+    count = len(images)
 
-    def epoch(count=counts[-1], latent_dim=LATENT_DIM, batch_size=BATCH_SIZE):
+    def epoch(part, latent_dim, batch_size):
         config = TrainConfig(epochs=1, batch_size=batch_size)
-        return seconds(partial(train_ours, new_model("mlp", latent_dim), images[:count], config))
+        return seconds(partial(train_ours, new_model("mlp", latent_dim), images[:part], config))
 
-    epoch(counts[0])  # warms up
-    by_count = {count: epoch(count) for count in counts}
-    by_latent_dim = {dim: epoch(latent_dim=dim) for dim in (2, 16, 64)}
-    by_batch_size = {size: epoch(batch_size=size) for size in (64, 128, 256)}
-    return growth({"images": by_count, "latent dimensions": by_latent_dim, "batch size": by_batch_size})
+    varied = {
+        "images": {part: (part, LATENT_DIM, BATCH_SIZE) for part in (count // 4, count // 2, count)},
+        "latent dimensions": {latent_dim: (count, latent_dim, BATCH_SIZE) for latent_dim in (2, 16, 64)},
+        "batch size": {batch_size: (count, LATENT_DIM, batch_size) for batch_size in (64, 128, 256)},
+    }
+    settings = {setting for values in varied.values() for setting in values.values()}
+    times = take_turns(bench.scale.turns, {setting: partial(epoch, *setting) for setting in sorted(settings)})
+    return growth(
+        {what: {value: median(times[setting]) for value, setting in values.items()} for what, values in varied.items()}
+    )
 
 
 def growth_of_entropy(bench):

@@ -611,7 +611,7 @@ def _with_gap(gmm, seed):
 
 
 def _rms_error_in_standard_errors(gmm, method, exact, seed):
-    """Root mean square, over independent runs, of a gap's error in units of its own standard error; 1 if that is true."""
+    """Root mean square, over runs, of a gap's error in units of its own standard error; 1 if that is true."""
     seeds = np.random.SeedSequence(seed).generate_state(CALIBRATION_RUNS).tolist()
     gaps = [entropy_gap(gmm, SECOND, N_SAMPLES, run_seed, method) for run_seed in seeds]
     return float(np.sqrt(np.mean([((gap.value - exact) / gap.standard_error) ** 2 for gap in gaps])))
