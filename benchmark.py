@@ -423,15 +423,20 @@ def entropy_against_libraries(bench):
     mean: `mc_entropy`, against GaussianMixture of scikit-learn (`sample`, `score_samples`) and MixtureSameFamily of
     torch.distributions (`sample`, `log_prob`) with the same parameters and number of samples.
     """
-    n, gmm = bench.scale.samples, GMM(BALANCED_WEIGHTS, MEANS, COVARIANCES)
+    gmm = GMM(BALANCED_WEIGHTS, MEANS, COVARIANCES)
+    return COMPARED, [
+        row for n in (bench.scale.samples, 10 * bench.scale.samples) for row in entropy_rows(gmm, n, bench.scale.turns)
+    ]
+
+
+def entropy_rows(gmm, n, turns):
+    """Make a row for each library, with `n` samples."""
     peers = {"scikit-learn": sklearn_entropy, "torch.distributions": torch_entropy}
     contenders = {"ours": lambda: mc_entropy(gmm, n).value} | {name: partial(peers[name], gmm, n) for name in peers}
-    times = take_turns(bench.scale.turns, {name: partial(seconds, call) for name, call in contenders.items()})
+    times = take_turns(turns, {name: partial(seconds, call) for name, call in contenders.items()})
     values = {name: f"{call():.4f}" for name, call in contenders.items()}
     whats = {name: f"N = {n:,}, against {name}: {values['ours']} and {values[name]} nats" for name in peers}
-    return COMPARED, [
-        faster(whats[name], times["ours"], times[name], 10, lambda duration: f"{duration:.3f} s") for name in peers
-    ]
+    return [faster(whats[name], times["ours"], times[name], 10, lambda duration: f"{duration:.3f} s") for name in peers]
 
 
 def sklearn_entropy(gmm, n):
