@@ -107,8 +107,9 @@ def over_seeds(runs, value, digits):
 
 
 def _bound_heading(results):
-    """Head a column of importance-weighted bounds: on how many of the test images they were measured."""
-    return f"log p(x) ≥ ({next(iter(results['runs'].values()))['test']['iw_images']} images)"
+    """Head a column of importance-weighted bounds: on how many of the test images, with how many draws for each."""
+    test = next(iter(results["runs"].values()))["test"]
+    return f"log p(x) ≥ ({test['iw_images']} images, {test['iw_samples']} draws)"
 
 
 def entropy_table(results):
@@ -216,8 +217,8 @@ def stage_table(results):
         for name, run in results["runs"].items()
         for stage, numbers in run["stages"].items()
     ]
-    header = ["run", "stage", "iteration", "test ELBO", "KL", "active units", "σ", "5-NN accuracy", "trustworthiness"]
-    return table(header, rows)
+    header = ["run", "stage", "iteration", "test ELBO", "KL", "active units", "σ", "5-NN accuracy of the map"]
+    return table([*header, "trustworthiness"], rows)
 
 
 def _grouped(results, sigma_rules=("calibrated",)):
@@ -279,7 +280,7 @@ def sweep_table(results):
         "KL",
         "active units",
         "1000 × MSE",
-        "5-NN accuracy",
+        "5-NN accuracy of the codes",
     ]
     return table(header, rows)
 
@@ -334,13 +335,14 @@ def sigma_table(results):
             over_seeds(runs, lambda run: run["kl"], 2),
             over_seeds(runs, lambda run: run["active_units"], 1),
             over_seeds(runs, lambda run: 1000 * run["reconstruction_mse"], 2),
+            over_seeds(runs, lambda run: run["prior_divergence"]["held_out"], 2),
             over_seeds(runs, lambda run: run["prior_samples"]["coverage"], 2),
             over_seeds(runs, lambda run: run["mixture_samples"]["coverage"], 2),
         ]
         for architecture, dim, rule, runs in fixed + calibrated
     ]
     header = ["network", "K", "σ", "test ELBO", "with σ fitted after", "fitted σ", "KL", "active units", "1000 × MSE"]
-    return table([*header, "coverage, prior", "coverage, mixture"], rows)
+    return table([*header, "KL(q ‖ prior), held out", "coverage, prior", "coverage, mixture"], rows)
 
 
 TABLES = {
