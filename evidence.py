@@ -137,13 +137,18 @@ def code_knn_accuracy(model, dataset):
 
 def measure_samples(model, dataset, judge):
     """Measure how far the codes are from the prior, and how good samples from the prior and from a mixture are."""
-    mixture = fit_mixture(draw_codes(model, evenly_spaced(dataset.train_images, MIXTURE_CODES)))
+    mixture = fit_code_mixture(model, dataset)
     divergence = divergence_from_prior(mixture, draw_codes(model, dataset.test_images, seed=1))
     return {
         "prior_divergence": divergence._asdict(),
         "prior_samples": judge.rate(sample_prior(model, SAMPLES))._asdict(),
         "mixture_samples": judge.rate(sample_mixture(model, mixture, SAMPLES))._asdict(),
     }
+
+
+def fit_code_mixture(model, dataset):
+    """Fit a mixture to codes of training images from all over the set."""
+    return fit_mixture(draw_codes(model, evenly_spaced(dataset.train_images, MIXTURE_CODES)))
 
 
 def prior_check(latent_dim, train_count, test_count):
@@ -260,7 +265,7 @@ def plot_reconstructions_and_samples(models, dataset, path, title=""):
     figure = Figure(figsize=(10, 0.5 + 2.0 * len(models)), layout="constrained")
     figure.suptitle(title)
     for axes, (name, model) in zip(figure.subplots(len(models), squeeze=False)[:, 0], models.items(), strict=True):
-        mixture = fit_mixture(draw_codes(model, evenly_spaced(dataset.train_images, MIXTURE_CODES)))
+        mixture = fit_code_mixture(model, dataset)
         device = model.sigma.device
         mu, _ = model.encode(originals.to(device))
         rows = {
