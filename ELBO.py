@@ -70,7 +70,7 @@ def negative_log_likelihood(x, recon_x, sigma=1.0, reduction="mean"):
 def kl_diag_normal(mu, logvar, reduction="mean"):
     """KL divergence of a diagonal Gaussian from the prior, KL(N(mu, diag e^logvar) || N(0, I)).
 
-    -1/2 sum_k (1 + logvar_k - mu_k^2 - e^logvar_k): Kingma & Welling 2014, appendix B; proved in the README, item 2.3.
+    -1/2 sum_k (1 + logvar_k - mu_k^2 - e^logvar_k): Kingma & Welling 2014, appendix B; proved in REPORT.md, item 2.3.
 
     Parameters
     ----------
@@ -99,12 +99,15 @@ def kl_per_dimension(mu, logvar):
     return 0.5 * (mu.square() + torch.expm1(logvar) - logvar)
 
 
-def elbo_loss(x, recon_x, mu, logvar, sigma=1.0, reduction="mean"):
+def elbo_loss(x, recon_x, mu, logvar, sigma=1.0, reduction="mean", return_parts=False):
     """Negative ELBO: `negative_log_likelihood` plus `kl_diag_normal`, with their parameters and errors.
 
-    With recon_x decoded from one draw z ~ q(z|x) this is an unbiased estimate of the bound, in nats per image.
+    With recon_x decoded from one draw z ~ q(z|x) this is an unbiased estimate of the bound, in nats per image. With
+    `return_parts` it comes with its two terms, as a tuple (loss, nll, kl).
     """
-    return negative_log_likelihood(x, recon_x, sigma, reduction) + kl_diag_normal(mu, logvar, reduction)
+    nll = negative_log_likelihood(x, recon_x, sigma, reduction)
+    kl = kl_diag_normal(mu, logvar, reduction)
+    return (nll + kl, nll, kl) if return_parts else nll + kl
 
 
 def optimal_sigma(x, recon_x):

@@ -7,6 +7,7 @@ heavy is imported, so that `python main.py --help` answers at once.
 import argparse
 import contextlib
 import math
+import os
 import sys
 from dataclasses import dataclass, field, fields
 from typing import NamedTuple
@@ -108,14 +109,10 @@ class Settings(TrainConfig):
     device: str = option("auto", "torch device such as cpu, cuda or mps; auto takes an accelerator if there is one")
     offline: bool = option(False, "do not try to download MNIST")
     quick: bool = option(False, "the whole path on a small sample, in under a minute: a trial, not a result")
-    evidence: bool = option(False, "also the repeated seeds, the latent sizes and the sigma = 1 runs of the report")
     resume: bool = option(False, "take over runs with the same settings and data that an earlier call finished")
 
     def __post_init__(self):
         self.train_config(SMALL_SET)  # checks what belongs to training
-        check(
-            not self.evidence or self.sigma is None, "sigma", self.sigma, "none beside evidence, which sets it itself"
-        )
         for name in ("latent_dims", "architectures"):
             values = getattr(self, name)
             check(len(values) > 0 and len(set(values)) == len(values), name, values, "one or more, each once")
@@ -145,13 +142,19 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def parse_settings(arguments=None):
-    """Make `Settings` from the command line; exits with status 2 and one line on an argument that cannot be used."""
-    parser = OneLineParser(
+    """Make `Settings` from main.py's command line; exits with status 2 and one line on an argument that will not do."""
+    return parse(
+        Settings,
+        arguments,
         prog="main.py",
         description="Make every figure and number of the assignment: Gaussian mixtures, then VAEs on MNIST.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    for setting in fields(Settings):
+
+
+def parse(settings, arguments, **parser):
+    """Make a dataclass of `option` fields from a command line; exits with status 2 and one line on what will not do."""
+    parser = OneLineParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter, **parser)
+    for setting in fields(settings):
         flag = "--" + setting.name.replace("_", "-")
         if setting.type is bool:
             parser.add_argument(flag, action="store_true", help=setting.metadata["help"])
@@ -159,26 +162,36 @@ def parse_settings(arguments=None):
             parser.add_argument(flag, **{"type": setting.type, "default": setting.default, **setting.metadata})
     values = vars(parser.parse_args(arguments))
     try:
-        return Settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        return settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
     except InputError as error:
         parser.error(str(error))
 
 
-def parse_figure_arguments(program, description):
+def parse_figure_arguments(description, with_data):
     """Parse what the scripts that draw one figure of a checkpoint are told: checkpoint, output, stage, data_root."""
-    parser = OneLineParser(program, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = OneLineParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("checkpoint", help="file made by main.py, such as checkpoints/conv_z16.pt")
     parser.add_argument("--output", required=True, help="PNG file to write")
     parser.add_argument("--stage", default="end", choices=tuple(STAGES), help="of training")
-    parser.add_argument("--data-root", default="data", help="folder whose MNIST/raw holds the data set")
+    if with_data:
+        parser.add_argument("--data-root", default="data", help="folder whose MNIST/raw holds the data set")
     return parser.parse_args()
 
 
 @contextlib.contextmanager
-def errors_in_one_line(program):
+def user_errors_in_one_line(program):
     """Turn what a user can cause, bad input or a diverging training, into one line and exit status 2."""
     try:
         yield
     except (InputError, OSError, FloatingPointError) as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         sys.exit(EXIT_INPUT_ERROR)
+
+
+def say(text):
+    """Print to a terminal or log of any encoding; a reader who has left (`main.py | head -1`) ends no work."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's flush at exit fails again

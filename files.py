@@ -6,13 +6,15 @@ killed, or a disk that is full, can therefore not leave half a file, nor take aw
 
 import json
 import os
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 DOTS_PER_INCH = 150
-TEMPORARY = (
-    ".{}.whole-or-not.part"  # one fixed name for each file, so that a leftover is overwritten or found and removed
-)
+# One fixed name for each file, so that what a killed run left is overwritten, or found and removed.
+TEMPORARY = ".{}.whole-or-not.part"
+LOCK = ".whole-or-not.lock"  # held by the run that writes to a folder, and let go by the system when that run ends
 
 
 class InputError(ValueError):
@@ -42,21 +44,29 @@ def whole_file(path):
         temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder):
-    """Remove the temporary files that a killed run left in `folder` or below it."""
-    for leftover in Path(folder).rglob(TEMPORARY.format("*")):
-        leftover.unlink(missing_ok=True)
+@contextmanager
+def writing_alone_in(*folders):
+    """Make the folders to write to, and keep other runs out of them for the length of a block.
 
+    What a killed run left half-written in them is removed.
 
-def prepare_folders(*folders):
-    """Make the folders to write to, clear a killed run's leftovers, and find out now whether they can be written to."""
-    for folder in map(Path, folders):
-        try:
-            remove_leftovers(folder)
-            write_text(folder / ".writable", "")
-            (folder / ".writable").unlink()
-        except OSError as error:
-            raise InputError(f"{folder}: {error.strerror}, expected a folder that can be written to") from error
+    Raises
+    ------
+    InputError
+        If a folder cannot be written to, or another run is writing to it.
+    """
+    with ExitStack() as locks:
+        for folder in {Path(folder).resolve(): folder for folder in folders}.values():
+            try:
+                Path(folder).mkdir(parents=True, exist_ok=True)
+                locks.enter_context(FileLock(Path(folder) / LOCK, timeout=0))
+                for leftover in Path(folder).rglob(TEMPORARY.format("*")):
+                    leftover.unlink(missing_ok=True)
+            except Timeout:
+                raise InputError(f"{folder}: found another run writing to it, expected a folder of its own") from None
+            except OSError as error:
+                raise InputError(f"{folder}: {error.strerror}, expected a folder that can be written to") from error
+        yield
 
 
 def write_text(path, text):

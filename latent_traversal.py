@@ -4,11 +4,10 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-import mnist
-from config import STAGES, errors_in_one_line, parse_figure_arguments
 from ELBO import kl_per_dimension
 from files import save_figure
-from train import load_checkpoint
+from mnist import evenly_spaced
+from train import draw_checkpoint
 
 STEPS = 11
 REACH = 3.0  # standard deviations of the prior
@@ -26,7 +25,7 @@ def traverse(model):
 @torch.no_grad()
 def dimension_kl(model, images):
     """Return each dimension's KL from the prior in nats, (K,), averaged over images (N, 1, 28, 28)."""
-    mu, logvar = model.encode(mnist.evenly_spaced(images, KL_IMAGES).to(model.sigma.device))
+    mu, logvar = model.encode(evenly_spaced(images, KL_IMAGES).to(model.sigma.device))
     return kl_per_dimension(mu, logvar).mean(0).cpu()
 
 
@@ -63,17 +62,5 @@ def plot_latent_traversal(model, path, images=None, title=""):
     save_figure(figure, path)
 
 
-def main():
-    """Draw this figure for one checkpoint: `python latent_traversal.py CHECKPOINT --output FILE`."""
-    arguments = parse_figure_arguments(
-        "latent_traversal.py", "Draw a traversal of each latent dimension of a trained VAE."
-    )
-    with errors_in_one_line("latent_traversal.py"):
-        model = load_checkpoint(arguments.checkpoint, arguments.stage)
-        title = f"{arguments.checkpoint}, {STAGES[arguments.stage]} of training"
-        data = mnist.load(arguments.data_root, offline=True)
-        plot_latent_traversal(model, arguments.output, data.test_images, f"{title}\n{data.note}")
-
-
 if __name__ == "__main__":
-    main()
+    draw_checkpoint(__doc__, lambda model, data, **at: plot_latent_traversal(model, images=data.test_images, **at))

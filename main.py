@@ -1,14 +1,14 @@
 """Makes everything that the assignment asks for: `python main.py`; `python main.py --help` says what it can be told.
 
-Problem 1's figures, then for each architecture and latent size a VAE, trained and shown at three stages of its
-training, then the numbers (results.json) and the gallery (README.md) in the folder of figures.
+Problem 1's figures; then for each network and latent size a VAE is trained, and at the beginning, the middle and the
+end of its training measured and shown in four ways; last the numbers (results.json) and the gallery (README.md).
 """
 
 import sys
 from pathlib import Path
 
-from config import EXIT_INTERRUPTED, errors_in_one_line, parse_settings
-from files import prepare_folders
+from config import EXIT_INTERRUPTED, STAGES, parse_settings, say, user_errors_in_one_line
+from files import writing_alone_in
 
 
 def main(arguments=None):
@@ -16,7 +16,7 @@ def main(arguments=None):
     settings = parse_settings(arguments)
     finished = []
     try:
-        with errors_in_one_line("main.py"):
+        with user_errors_in_one_line("main.py"), writing_alone_in(settings.figures, settings.checkpoints):
             make_everything(settings, finished)
     except KeyboardInterrupt:
         done = ", ".join(finished) or "nothing"
@@ -26,49 +26,73 @@ def main(arguments=None):
 
 def make_everything(settings, finished):
     """Do the work in the assignment's order, and append to `finished` the name of each part that is done."""
-    prepare_folders(settings.figures, settings.checkpoints)
-
     # Imported here, since it takes seconds: wrong arguments and --help are answered before.
-    import evidence
     import gmm_entropy
     import mnist
     import report
-    from experiment import Experiment, Laboratory, draw_stages, measure
-    from train import choose_device, plot_elbo_curves
+    from train import Run, choose_device, plot_elbo_curves, progress_bar, train_or_resume
 
     figures, scale = Path(settings.figures), settings.scale
-    environment = report.environment(choose_device(settings.device))
+    device = choose_device(settings.device)
     dataset = mnist.load(settings.data_root, settings.offline, settings.dataset_name)
     dataset = dataset.first(scale.train_images, scale.test_images)
-    print(report.describe_data(dataset))
+    say(dataset.describe())
     config = settings.train_config(len(dataset.train_images))
-    experiments = [
-        Experiment(architecture, dim, config) for architecture in settings.architectures for dim in settings.latent_dims
-    ]
+    runs = [Run(architecture, dim, config) for architecture in settings.architectures for dim in settings.latent_dims]
+    results = report.new_results(settings, config, dataset, device)
 
-    results = report.new_results(settings, config, dataset, environment)
     results["gmm"] = gmm_entropy.run_problem_1(figures, settings.seed, scale.entropy_samples)
     finished.append("Problem 1")
 
-    planned = experiments + (evidence.planned_experiments(settings, config) if settings.evidence else [])
     histories = {}
-    with report.progress_bar(planned, len(dataset.train_images)) as bar:
-        laboratory = Laboratory(dataset, environment, settings.checkpoints, settings.resume, bar)
-        for experiment in experiments:
-            checkpoint = laboratory.obtain(experiment)
-            stages = measure(checkpoint, laboratory, scale)
-            draw_stages(experiment, checkpoint, stages, laboratory, scale, figures)
-            results["runs"][experiment.name] = report.run_results(checkpoint, stages)
-            histories[experiment.name] = checkpoint["history"]
-            finished.append(experiment.name)
-        plot_elbo_curves(histories, figures / "ELBO_Curve.png", dataset.note)
-        if settings.evidence:
-            results["evidence"] = evidence.collect(settings, config, laboratory)
-            evidence.draw_figures(settings, config, laboratory, results["evidence"]["runs"], figures)
-            finished.append("evidence")
+    with progress_bar(runs, dataset) as bar:
+        for run in runs:
+            checkpoint = train_or_resume(run, dataset, settings, bar)
+            stages = show_stages(run, checkpoint, dataset, settings, figures)
+            results["runs"][run.name] = report.run_results(checkpoint, stages)
+            histories[run.name] = checkpoint["history"]
+            finished.append(run.name)
+    plot_elbo_curves(histories, figures / "ELBO_Curve.png", dataset.note)
 
     report.write(results, figures)
-    print(report.summary(results))
+    say(report.summary(results))
+
+
+def show_stages(run, checkpoint, dataset, settings, figures):
+    """Measure a VAE at the three stages of its training, and write the four figures of each below `figures`.
+
+    Returns
+    -------
+    dict
+        For each stage its iteration, the model's sigma, "test" as `train.evaluate` returns it, and "tsne".
+    """
+    from latent_traversal import plot_latent_traversal
+    from mnist import evenly_spaced
+    from sample_from_prior import plot_prior_samples
+    from train import choose_device, evaluate, model_at, plot_elbo_curve
+    from tsne import plot_tsne
+
+    scale, history = settings.scale, checkpoint["history"]
+    images, labels = (evenly_spaced(part, scale.tsne_images) for part in (dataset.test_images, dataset.test_labels))
+    stages, test_elbo = {}, {}
+    for stage, name in STAGES.items():
+        model = model_at(checkpoint, stage).to(choose_device(settings.device))
+        iteration = history["stages"][stage]
+        importance_images = scale.importance_images if stage == "end" else 0
+        test = evaluate(model, dataset.test_images, importance_images, scale.importance_samples)
+        test_elbo[stage] = test["elbo"]
+
+        folder = figures / run.name / stage
+        when = f"{name} of training (iteration {iteration:,})"
+        title = dataset.noted(f"{run.architecture}, z = {run.latent_dim}, {when}")
+        plot_latent_traversal(model, folder / "latent_traversal.png", dataset.test_images, title)
+        plot_prior_samples(model, folder / "prior_samples.png", title=title)
+        plot_elbo_curve(history, folder / "ELBO_Curve.png", test_elbo, iteration, title)
+        embedding = plot_tsne(model, images, labels, folder / "tsne.png", title=title)
+
+        rating = {"knn_accuracy": embedding.knn_accuracy, "trustworthiness": embedding.trustworthiness}
+        stages[stage] = {"iteration": iteration, "sigma": model.sigma.item(), "test": test, "tsne": rating}
+    return stages
 
 
 if __name__ == "__main__":

@@ -62,6 +62,16 @@ class Dataset:
         count = len(self.train_labels) + len(self.test_labels)
         return "" if self.is_full_mnist else f"{self.name}, {count:,} images"
 
+    def noted(self, title):
+        """Return a figure's title with the note, if there is one, on a line of its own."""
+        return "\n".join(filter(None, [title, self.note]))
+
+    def describe(self):
+        """Say in a line which data are used."""
+        counts = f"{len(self.train_images):,} training and {len(self.test_images):,} test images"
+        failure = f" (no download: {self.download_error})" if self.download_error else ""
+        return f"{self.name} from {self.source}: {counts}{failure}"
+
     def first(self, train_count, test_count):
         """Return the dataset of the first images of each part only; None leaves a part whole."""
         if train_count is None and test_count is None:

@@ -1,4 +1,4 @@
-"""Training a VAE on the ELBO, measuring it on held-out images, and item 2.4's learning curve.
+"""Training a VAE on the ELBO, its checkpoints, measuring it on held-out images, and item 2.4's learning curve.
 
 The decoder's sigma is calibrated: on each batch it takes its value of greatest likelihood (Rybkin et al. 2021). That
 leaves the gradient as it is, since the ELBO's derivative with respect to sigma is zero there; it sets the weight of the
@@ -7,24 +7,31 @@ reconstruction against the KL, which so follows the reconstruction's quality ins
 
 import io
 import math
+import platform
+import sys
+import time
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from itertools import cycle
+from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib import color_sequences
 from matplotlib.figure import Figure
+from tqdm import tqdm
 
-from config import STAGES, TrainConfig
+import mnist
+from config import STAGES, TrainConfig, parse_figure_arguments, user_errors_in_one_line
 from ELBO import (
+    elbo_loss,
     importance_weighted_log_likelihood,
-    kl_diag_normal,
     kl_per_dimension,
     negative_log_likelihood,
     optimal_sigma,
 )
 from files import InputError, save_figure, whole_file
-from mnist import evenly_chosen, evenly_spaced
 from VAE import VAE
 
 ADAM_BETAS = (0.9, 0.99)
@@ -88,9 +95,7 @@ def train(model, images, config=None, on_stage=None, on_iteration=None):
                 recon_x, mu, logvar = model(x)
             # A NaN is left to show in the loss.
             sigma = config.sigma or optimal_sigma(x, recon_x).detach().clamp(min=LEAST_SIGMA).nan_to_num(1.0)
-            nll = negative_log_likelihood(x, recon_x, sigma)
-            kl = kl_diag_normal(mu, logvar)
-            loss = nll + kl
+            loss, nll, kl = elbo_loss(x, recon_x, mu, logvar, sigma, return_parts=True)
             if not (loss.isfinite() and kl < DIVERGED):
                 raise FloatingPointError(f"the loss is {loss:.3g} at iteration {iteration}: lower the learning rate")
             optimizer.zero_grad()
@@ -113,7 +118,7 @@ def hold_out(images):
 
     Raises `ValueError` if there are fewer than two.
     """
-    chosen = evenly_chosen(len(images), held_out_count(len(images)))
+    chosen = mnist.evenly_chosen(len(images), held_out_count(len(images)))
     return images[~chosen], images[chosen]
 
 
@@ -172,6 +177,169 @@ def choose_device(name):
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"device: found {name!r}, expected auto, cpu or an available accelerator") from error
     return torch.device(name)
+
+
+# ---- Runs, their checkpoints, and what they depend on
+
+PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "matplotlib", "mlxtend")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A VAE and how to train it; `variant` tells apart those that differ in nothing else of their name."""
+
+    architecture: str
+    latent_dim: int
+    config: TrainConfig
+    variant: str = ""
+
+    @property
+    def name(self):
+        """What its folder of figures and its file of weights are called."""
+        return f"{self.architecture}_z{self.latent_dim}" + (f"_{self.variant}" if self.variant else "")
+
+
+def progress_bar(runs, dataset):
+    """Return a tqdm bar over all iterations of some runs."""
+    total = sum(count_iterations(len(dataset.train_images), run.config) for run in runs)
+    return tqdm(total=total, unit="it", smoothing=0.02, dynamic_ncols=True)
+
+
+def train_or_resume(run, dataset, settings, bar):
+    """Return the checkpoint of a run, trained now or, with --resume, taken over from an earlier call.
+
+    Parameters
+    ----------
+    run : Run
+    dataset : mnist.Dataset
+    settings : config.Settings
+        Its `checkpoints` is the folder of <run.name>.pt; with its `resume`, a checkpoint there is taken over if it was
+        made from the same settings, networks, data and versions.
+    bar : tqdm.tqdm
+        Advanced by one for each iteration.
+
+    Returns
+    -------
+    dict
+        As `read_checkpoint` returns it, with "history" as of `train`, "train_seconds", and "made_from".
+
+    Raises
+    ------
+    InputError
+        If the training diverges, or the checkpoint to take over is none.
+    """
+    path = checkpoint_path(run, settings)
+    device = choose_device(settings.device)
+    origin = made_from(run, dataset, device)
+    bar.set_description(run.name)
+    if settings.resume and path.exists():
+        found = read_checkpoint(path)
+        if found.get("made_from") == origin:
+            bar.update(len(found["history"]["loss"]))
+            return found
+        bar.write(f"{path}: made with other settings, data or versions; trained anew", file=sys.stderr)
+
+    model = new_model(run).to(device)
+    stages = {}
+
+    def keep(stage, _):
+        stages[stage] = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+
+    def show(loss):
+        bar.set_postfix_str(f"ELBO {-loss:.0f}", refresh=False)
+        bar.update()
+
+    started = time.perf_counter()
+    try:
+        history = train(model, dataset.train_images, run.config, keep, show)
+    except FloatingPointError as error:
+        raise InputError(f"{run.name}: {error}") from error
+    seconds = time.perf_counter() - started
+    save_checkpoint(path, model, stages, history=history, train_seconds=seconds, made_from=origin)
+    return read_checkpoint(path)
+
+
+def checkpoint_path(run, settings):
+    """Return where a run's checkpoint is kept."""
+    return Path(settings.checkpoints) / f"{run.name}.pt"
+
+
+def new_model(run):
+    """Return the untrained `VAE` of a run, its weights drawn with the run's seed."""
+    with seeded(run.config.seed):
+        return VAE(run.latent_dim, run.architecture)
+
+
+def made_from(run, dataset, device):
+    """Return all that a run's weights follow from, as a dict that JSON and checkpoints can hold."""
+    networks = str(new_model(run))  # tells an edited network apart
+    return {**asdict(run), "networks": networks, "data": dataset.fingerprint, "environment": environment(device)}
+
+
+def environment(device):
+    """Describe what a run's numbers depend on besides its settings: versions, device, threads."""
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "bfloat16": has_native_bfloat16(device),
+    }
+
+
+def save_checkpoint(path, model, stages, **more):
+    """Write the weights of a model at each stage, {stage: state_dict}, and whatever else is to be kept with them."""
+    buffer = io.BytesIO()  # torch.save to a file hides a full disk's OSError behind a RuntimeError
+    shape = {"latent_dim": model.latent_dim, "architecture": model.architecture}
+    torch.save({**shape, "stages": stages, **more}, buffer)
+    with whole_file(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def read_checkpoint(path):
+    """Return what `save_checkpoint` wrote to `path`, as a dict; `InputError` if that is not what the file holds."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # no code in the file is ever run
+        missing = {"latent_dim", "architecture", "stages"} - set(checkpoint)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}, expected a checkpoint made by main.py") from error
+    except Exception as error:  # damaged pickles fail in more ways than pickle has classes for
+        raise InputError(f"{path}: found something else, expected a checkpoint made by main.py") from error
+    if missing:
+        raise InputError(f"{path}: found no {' nor '.join(sorted(missing))}, expected a checkpoint made by main.py")
+    return checkpoint
+
+
+def model_at(checkpoint, stage="end"):
+    """Return the `VAE` of a checkpoint, on the CPU, as it was at a stage."""
+    model = VAE(checkpoint["latent_dim"], checkpoint["architecture"])
+    model.load_state_dict(checkpoint["stages"][stage])
+    return model.eval()
+
+
+def load_checkpoint(path, stage="end"):
+    """Return the `VAE` saved at `path` as it was at a stage; `InputError` names a file or stage that will not do."""
+    checkpoint = read_checkpoint(path)
+    try:
+        return model_at(checkpoint, stage)
+    except (AttributeError, KeyError, RuntimeError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: found no weights for its architecture at stage {stage!r}") from error
+
+
+def draw_checkpoint(description, plot, with_data=True):
+    """Run the command line that the figure scripts share: `python tsne.py CHECKPOINT --output FILE`.
+
+    `plot` is called as plot(model, dataset, path=..., title=...), without the dataset if `with_data` is false.
+    """
+    arguments = parse_figure_arguments(description, with_data)
+    with user_errors_in_one_line(Path(sys.argv[0]).name):
+        model = load_checkpoint(arguments.checkpoint, arguments.stage)
+        title = f"{arguments.checkpoint}, {STAGES[arguments.stage]} of training"
+        if not with_data:
+            return plot(model, path=arguments.output, title=title)
+        data = mnist.load(arguments.data_root, offline=True)
+        plot(model, data, path=arguments.output, title=data.noted(title))
 
 
 # ---- Measuring
@@ -234,12 +402,12 @@ def evaluate(model, images, importance_images=0, importance_samples=100, seed=0)
             "kl_per_dimension": kl.mean(0).tolist(),
         }
         if importance_images:
-            x = evenly_spaced(images, importance_images).to(device)
+            x = mnist.evenly_spaced(images, importance_images).to(device)
             bound = importance_weighted_log_likelihood(model, x, importance_samples).cpu().double()
             results |= {
                 "iw_log_likelihood": bound.mean().item(),
                 "iw_standard_error": standard_error(bound),
-                "iw_elbo": evenly_spaced(elbo, importance_images).mean().item(),
+                "iw_elbo": mnist.evenly_spaced(elbo, importance_images).mean().item(),
                 "iw_images": len(x),
                 "iw_samples": importance_samples,
             }
@@ -249,48 +417,6 @@ def evaluate(model, images, importance_images=0, importance_samples=100, seed=0)
 def standard_error(values):
     """Return the standard error of the mean of a tensor's values, as a float."""
     return values.std().item() / math.sqrt(len(values))
-
-
-# ---- Checkpoints
-
-
-def save_checkpoint(path, model, stages, **more):
-    """Write the weights of a model at each stage, {stage: state_dict}, and whatever else is to be kept with them."""
-    buffer = io.BytesIO()  # torch.save to a file hides a full disk's OSError behind a RuntimeError
-    shape = {"latent_dim": model.latent_dim, "architecture": model.architecture}
-    torch.save({**shape, "stages": stages, **more}, buffer)
-    with whole_file(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
-
-
-def read_checkpoint(path):
-    """Return what `save_checkpoint` wrote to `path`, as a dict; `InputError` if that is not what the file holds."""
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # no code in the file is ever run
-        missing = {"latent_dim", "architecture", "stages"} - set(checkpoint)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}, expected a checkpoint made by main.py") from error
-    except Exception as error:  # damaged pickles fail in more ways than pickle has classes for
-        raise InputError(f"{path}: found something else, expected a checkpoint made by main.py") from error
-    if missing:
-        raise InputError(f"{path}: found no {' nor '.join(sorted(missing))}, expected a checkpoint made by main.py")
-    return checkpoint
-
-
-def model_at(checkpoint, stage="end"):
-    """Return the `VAE` of a checkpoint, on the CPU, as it was at a stage."""
-    model = VAE(checkpoint["latent_dim"], checkpoint["architecture"])
-    model.load_state_dict(checkpoint["stages"][stage])
-    return model.eval()
-
-
-def load_checkpoint(path, stage="end"):
-    """Return the `VAE` saved at `path` as it was at a stage; `InputError` names a file or stage that will not do."""
-    checkpoint = read_checkpoint(path)
-    try:
-        return model_at(checkpoint, stage)
-    except (AttributeError, KeyError, RuntimeError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: found no weights for its architecture at stage {stage!r}") from error
 
 
 # ---- Item 2.4: the learning curve

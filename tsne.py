@@ -12,10 +12,9 @@ from sklearn.manifold import TSNE, trustworthiness
 from sklearn.model_selection import KFold, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
-import mnist
-from config import STAGES, errors_in_one_line, parse_figure_arguments
 from files import save_figure
-from train import IMAGES_AT_ONCE, load_checkpoint
+from mnist import evenly_spaced
+from train import IMAGES_AT_ONCE, draw_checkpoint
 
 NEIGHBOURS = 5
 FOLDS = 5
@@ -111,19 +110,10 @@ def _scatter(axes, points, labels, title):
     axes.set_title(title, fontsize="medium")
 
 
-def main():
-    """Draw this figure for one checkpoint: `python tsne.py CHECKPOINT --output FILE`."""
-    arguments = parse_figure_arguments(
-        "tsne.py", "Draw a t-SNE map of the codes that a trained VAE gives to test digits."
-    )
-    with errors_in_one_line("tsne.py"):
-        model = load_checkpoint(arguments.checkpoint, arguments.stage)
-        title = f"{arguments.checkpoint}, {STAGES[arguments.stage]} of training"
-        data = mnist.load(arguments.data_root, offline=True)
-        title += f"\n{data.note}"
-        images, labels = (mnist.evenly_spaced(part, IMAGES) for part in (data.test_images, data.test_labels))
-        plot_tsne(model, images, labels, arguments.output, title=title)
+def _draw(model, data, **at):
+    images, labels = (evenly_spaced(part, IMAGES) for part in (data.test_images, data.test_labels))
+    plot_tsne(model, images, labels, **at)
 
 
 if __name__ == "__main__":
-    main()
+    draw_checkpoint(__doc__, _draw)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmark import at_least, at_most, faster, main, take_turns, what_pythae_lacks
+from evidence.benchmark import at_least, at_most, faster, main, take_turns, what_pythae_lacks
 
 
 def test_contenders_take_turns_and_the_first_turn_is_not_counted():

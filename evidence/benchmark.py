@@ -1,4 +1,4 @@
-"""Speed, measured side by side with what one would use instead: `python benchmark.py`.
+"""Speed, measured side by side with what one would use instead: `python -m evidence.benchmark`.
 
 Each measurement is a function that returns a table; its docstring, printed above the table, says what is compared and
 why under these settings. Contenders take turns in one process, with the same threads, batch size and images. After one
@@ -39,7 +39,7 @@ from torchvision.transforms import ToTensor
 
 import mnist
 import report
-from config import OneLineParser, TrainConfig, errors_in_one_line
+from config import OneLineParser, TrainConfig, say, user_errors_in_one_line
 from ELBO import elbo_loss
 from files import save_figure, write_text
 from gmm_entropy import BALANCED_WEIGHTS, COVARIANCES, GMM, MEANS, mc_entropy
@@ -47,6 +47,7 @@ from train import (
     ADAM_BETAS,
     calibrated_sigma,
     count_iterations,
+    environment,
     evaluate,
     hold_out,
     mixed_precision,
@@ -57,7 +58,8 @@ from train import train as train_ours
 from VAE import IMAGE_SHAPE, PIXELS, VAE
 
 CPU = torch.device("cpu")
-FOLDER = Path(__file__).resolve().parent
+PROJECT = Path(__file__).resolve().parent.parent
+FIGURES = PROJECT / "figures" / "evidence"
 FIGURE = "benchmark_elbo_time.png"
 LATENT_DIM = 16
 BATCH_SIZE = 128
@@ -415,7 +417,9 @@ def plot_elbo_against_time(curves, bench):
     axes.set_title("\n".join(filter(None, [title, bench.dataset.note])))
     axes.grid(alpha=0.3)
     axes.legend()
-    save_figure(figure, (Path(tempfile.gettempdir()) if bench.scale is QUICK else FOLDER / "figures") / FIGURE)
+    save_figure(
+        figure, (Path(tempfile.gettempdir()) if bench.scale is QUICK else PROJECT / "figures" / "evidence") / FIGURE
+    )
 
 
 def entropy_against_libraries(bench):
@@ -471,7 +475,7 @@ def peak_mebibytes(n):
         "from gmm_entropy import *; mc_entropy(GMM(BALANCED_WEIGHTS, MEANS, COVARIANCES), %d);"
         "print(open('/proc/self/status').read())"
     )
-    child = subprocess.run([sys.executable, "-c", code % n], cwd=FOLDER, stdout=subprocess.PIPE, text=True, check=True)
+    child = subprocess.run([sys.executable, "-c", code % n], cwd=PROJECT, stdout=subprocess.PIPE, text=True, check=True)
     return int(child.stdout.split("VmHWM:")[1].split()[0]) / 1024
 
 
@@ -493,7 +497,7 @@ def run_main(*arguments):
     """Run main.py, its output in a folder that is dropped, and return how many seconds it took."""
     with tempfile.TemporaryDirectory() as folder:
         folders = ["--figures", f"{folder}/figures", "--checkpoints", f"{folder}/checkpoints"]
-        command = [sys.executable, str(FOLDER / "main.py"), *arguments, *folders]
+        command = [sys.executable, str(PROJECT / "main.py"), *arguments, *folders]
         return seconds(partial(subprocess.run, command, stdout=subprocess.DEVNULL, check=True))
 
 
@@ -561,7 +565,7 @@ MEASUREMENTS = {
 
 def machine():
     """Describe in a line what timings depend on."""
-    facts = {"logical processors": os.cpu_count(), **report.environment(CPU)}
+    facts = {"logical processors": os.cpu_count(), **environment(CPU)}
     with contextlib.suppress(AttributeError):  # Windows has no load average
         facts["load before"] = f"{os.getloadavg()[0]:.1f}"  # timings beside other work, above about 0.3, mean little
     with contextlib.suppress(PackageNotFoundError):
@@ -571,22 +575,26 @@ def machine():
 
 def main(arguments=None):
     """Measure what the command line `arguments` asks for; print the tables, and write them to a file if it says so."""
-    parser = OneLineParser(description="Measure speed side by side.", formatter_class=ArgumentDefaultsHelpFormatter)
+    parser = OneLineParser(
+        "python -m evidence.benchmark",
+        description="Measure speed side by side.",
+        formatter_class=ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument("--data-root", default="data", help="folder whose MNIST/raw holds MNIST, as main.py leaves it")
     parser.add_argument("--output", metavar="FILE.md", help="file for the tables, which are printed in any case")
     parser.add_argument("--quick", action="store_true", help="a trial of all but the full run: not a result")
     parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, metavar="NAME", help=", ".join(MEASUREMENTS))
     options = parser.parse_args(arguments)
     names = options.only or [name for name in MEASUREMENTS if not (options.quick and name == "full")]
-    with errors_in_one_line("benchmark.py"):
+    with user_errors_in_one_line("evidence.benchmark"):
         scale = QUICK if options.quick else FULL
         dataset = mnist.load(options.data_root, offline=True).first(scale.train_images, scale.test_images)
-        parts = [f"{report.describe_data(dataset)}; {machine()}."]
-        print(parts[0])
+        parts = [f"{dataset.describe()}; {machine()}."]
+        say(parts[0])
         for title, measure in map(MEASUREMENTS.get, names):
-            table = report.table(*measure(Bench(dataset, options.data_root, scale)))
+            table = report.markdown_table(*measure(Bench(dataset, options.data_root, scale)))
             parts.append(f"### {title}\n\n{inspect.getdoc(measure)}\n\n{table}")
-            print(f"\n{parts[-1]}", flush=True)
+            say(f"\n{parts[-1]}")
         if options.output:
             write_text(options.output, "\n\n".join(parts) + "\n")
 

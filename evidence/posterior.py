@@ -1,0 +1,75 @@
+"""Item 2.6: the aggregate posterior, and how far it is from the prior.
+
+Training draws codes from the aggregate posterior q(z), the average of q(z|x) over the images, while sampling draws them
+from the prior p(z) = N(0, I). A Gaussian mixture fitted to codes stands for q(z): its samples show what the decoder can
+do, and the divergence KL(q(z) || p(z)) says in nats how much of that the prior misses.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from sklearn.mixture import GaussianMixture
+
+from gmm_entropy import GMM, mc_entropy
+from sample_from_prior import decode
+from train import IMAGES_AT_ONCE, seeded
+
+MIXTURE_COMPONENTS = 50  # at the most
+CODES_PER_COMPONENT = 100  # at the least
+ENTROPY_SAMPLES = 200_000
+
+
+class Divergence(NamedTuple):
+    """KL(q(z) || N(0, I)) in nats, twice: from held-out codes, and of the mixture from itself."""
+
+    held_out: float  # mean of log q(z) - log p(z) over held-out codes, q the mixture
+    held_out_standard_error: float
+    mixture: float  # -H(q) - E_q[log p] of the mixture; larger than `held_out` where the mixture overfits
+    mixture_standard_error: float
+
+
+@torch.no_grad()
+def draw_codes(model, images, seed=0):
+    """Draw one code z ~ q(z|x) for each image: samples of the aggregate posterior, a float64 array (N, K)."""
+    with seeded(seed):
+        codes = [model.reparameterize(*model.encode(x.to(model.sigma.device))) for x in images.split(IMAGES_AT_ONCE)]
+    return torch.cat(codes).cpu().double().numpy()
+
+
+def fit_mixture(codes, seed=0):
+    """Fit a `GMM` of full covariances to codes (N, K) by expectation-maximisation (scikit-learn)."""
+    components = max(1, min(MIXTURE_COMPONENTS, len(codes) // CODES_PER_COMPONENT))
+    fit = GaussianMixture(components, random_state=seed, reg_covar=1e-4, tol=1e-2, max_iter=50).fit(codes)
+    return GMM(fit.weights_, fit.means_, fit.covariances_)
+
+
+def divergence_from_prior(mixture, held_out_codes, seed=0):
+    """Estimate KL(q || N(0, I)) for a mixture q, a `GMM`, fitted to other codes than these (M, K): a `Divergence`.
+
+    The mixture's own divergence is -H(q) - E_q[log p]: its entropy is Problem 1's Monte Carlo estimate, and the cross
+    term has the closed form -(1/2) E_q[|z|^2 + K log 2 pi]. Held-out codes give E[log q - log p], a lower bound on the
+    divergence of the codes' own distribution, short of it by their divergence from the mixture.
+    """
+    log_ratio = mixture.log_prob(held_out_codes) - log_prior(held_out_codes)
+    entropy = mc_entropy(mixture, ENTROPY_SAMPLES, seed)
+    second_moments = np.square(mixture.means).sum(1) + np.trace(mixture.covariances, axis1=1, axis2=2)
+    cross_entropy = 0.5 * (mixture.weights @ second_moments + mixture.means.shape[1] * math.log(2 * math.pi))
+    return Divergence(
+        held_out=float(log_ratio.mean()),
+        held_out_standard_error=float(log_ratio.std(ddof=1) / math.sqrt(len(log_ratio))),
+        mixture=float(cross_entropy - entropy.value),
+        mixture_standard_error=float(entropy.standard_error),
+    )
+
+
+def log_prior(codes):
+    """Return log N(z; 0, I) in nats for codes (N, K): (N,)."""
+    return -0.5 * (np.square(codes).sum(1) + codes.shape[1] * math.log(2 * math.pi))
+
+
+def sample_mixture(model, mixture, count, seed=0):
+    """Decode `count` draws from a mixture of codes: images (count, 1, 28, 28)."""
+    codes, _ = mixture.sample(count, np.random.default_rng(seed))
+    return decode(model, torch.from_numpy(codes).float())
