@@ -1,8 +1,9 @@
 """The numbers in REPORT.md and README.md: tables and quoted numbers, made anew from figures/evidence/results.json.
 
 A table stands between the marks `<!-- table: name -->` and `<!-- end -->`. A number that the prose quotes is followed
-by a mark with its place in the results, as in `903.3<!-- runs.conv_z16.test.elbo -->`, or with a difference or ratio of
-two places; the number of its decimals stays. `over_seeds` is the place of means and deviations over seeds.
+by a mark with its place in the results, as in `903.3<!-- runs.conv_z16.test.elbo -->`, or with differences and ratios
+of places, worked out from left to right; the number of its decimals stays. `over_seeds` is the place of means and
+deviations over seeds.
 """
 
 import re
@@ -171,7 +172,7 @@ TABLES = {
 
 
 def fill(text, results):
-    """Return a page with every table and every quoted number made anew; a place that is not in the results is a `KeyError`."""
+    """Return a page with every table and every quoted number made anew; `KeyError` if a place is not in the results."""
     places = {**results, "over_seeds": over_seeds(results["evidence"])}
     text = TABLE.sub(lambda mark: f"{mark[1]}\n{TABLES[mark[2]](results)}\n{mark[3]}", text)
     return NUMBER.sub(lambda mark: _written_like(mark[0], _value(places, mark[1])), text)
@@ -184,7 +185,7 @@ def fill_pages(folder, results):
 
 
 def _value(places, expression):
-    """Look up a place such as runs.conv_z16.test.elbo, or the difference or ratio of two."""
+    """Look up a place such as runs.conv_z16.test.elbo, or work out differences and ratios from left to right."""
     first, *rest = re.split(r" ([-/]) ", expression)
     value = _look_up(places, first)
     for operator, place in zip(rest[::2], rest[1::2], strict=True):
