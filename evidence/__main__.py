@@ -24,7 +24,9 @@ def main(arguments=None):
     try:
         with user_errors_in_one_line("python -m evidence"):
             check(settings.sigma is None, "sigma", settings.sigma, "none: the experiments set it themselves")
-            check(not (ours and settings.quick), "figures", settings.figures, "another folder for a trial (--quick)")
+            whole = not settings.quick and {*Settings().latent_dims} <= {*settings.latent_dims}
+            whole = whole and {*Settings().architectures} <= {*settings.architectures}
+            check(whole or not ours, "figures", settings.figures, "another folder for a trial or a part of the runs")
             with writing_alone_in(folder, settings.checkpoints):
                 make_everything(settings, folder, pages=PROJECT if ours else None)
     except KeyboardInterrupt:

@@ -13,6 +13,7 @@ import numpy as np
 from files import write_text
 from report import bound_heading, entropy_table, gap_table, grouping_table, run_table, stage_table, table
 
+CARRYING = 0.1  # nats, above which a dimension counts as carrying the code
 PAGES = ("REPORT.md", "README.md")
 TABLE = re.compile(r"(<!-- table: (\w+) -->)\n.*?\n?(<!-- end -->)", re.DOTALL)
 NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(?=<!-- ([\w.]+(?: [-/] [\w.]+)*) -->)")
@@ -54,6 +55,7 @@ def over_seeds(evidence):
             "size": runs[0]["latent_dim"],
             "rule": runs[0]["sigma_rule"],
             "error": Spread([1000 * run["reconstruction_mse"] for run in runs]),
+            "carrying": Spread([sum(nats > CARRYING for nats in run["kl_per_dimension"]) for run in runs]),
             **spreads(runs),
         }
         for name, runs in groups.items()
@@ -109,6 +111,7 @@ def sweep_table(results):
         "NLL": "{nll:.1f}",
         "KL": "{kl:.2f}",
         "active units": "{active_units:.1f}",
+        "dimensions over 0.1 nats": "{carrying:.1f}",
         "1000 × MSE": "{error:.2f}",
         "5-NN accuracy of the codes": "{code_knn_accuracy:.3f}",
     }
@@ -155,7 +158,14 @@ def sigma_table(results):
     return table([group for pair in pairs for group in pair], columns)
 
 
+def data_table(results):
+    """What all numbers are of."""
+    columns = {"data": "{name} ({source})", "training": "{train_count:,}", "test": "{test_count:,}"}
+    return table([results["dataset"]], columns)
+
+
 TABLES = {
+    "data": data_table,
     "entropy": entropy_table,
     "grouping": grouping_table,
     "gap": gap_table,
