@@ -292,12 +292,10 @@ def test_one_sample_has_a_value_and_no_standard_error(balanced):
 
 
 def test_counts_are_those_of_the_samples_drawn(balanced, monkeypatch):
-    n, drawn = 2 * CHUNK + 3, []
-    counts = component_counts(balanced, n, seed=4)
-    original = GMM._draw
-    monkeypatch.setattr(GMM, "_draw", lambda *args: drawn.append(original(*args)) or drawn[-1])
+    n, drawn, original = 2 * CHUNK + 3, [], GMM._draw
+    monkeypatch.setattr(GMM, "_draw", lambda gmm, counts, rng: drawn.append(counts) or original(gmm, counts, rng))
     mc_entropy(balanced, n, seed=4)
-    np.testing.assert_array_equal(counts, sum(chunk_counts for _, chunk_counts in drawn))
+    np.testing.assert_array_equal(component_counts(balanced, n, seed=4), sum(drawn))
 
 
 def test_chunks_do_not_queue_up_ahead_of_the_threads():
@@ -376,10 +374,12 @@ def test_running_estimate_is_fair_from_its_first_samples(balanced):
 @pytest.mark.parametrize(
     ("weights", "means", "covariances", "message"),
     [
-        ([], [], [], "weights have shape"),
-        ([[1.0]], [[0.0]], [[[1.0]]], "weights have shape"),
-        ([0.5, 0.5], [[0.0]], [[[1.0]]], r"means have shape \(1, 1\), expected \(2, d\)"),
-        ([1.0], [[0.0, 0.0]], [[[1.0]]], r"covariances have shape \(1, 1, 1\), expected \(1, 2, 2\)"),
+        ([], [], [], r"shapes \(\(0,\), \(0,\), \(0,\)\), expected \(K,\), \(K, d\), \(K, d, d\)"),
+        ([], np.empty((0, 2)), np.empty((0, 2, 2)), "have shapes"),
+        ([[1.0]], [[0.0]], [[[1.0]]], "have shapes"),
+        ([0.5, 0.5], [[0.0]], [[[1.0]]], "have shapes"),
+        ([1.0], [[[0.0]]], [[[1.0]]], "have shapes"),
+        ([1.0], [[0.0, 0.0]], [[[1.0]]], "have shapes"),
         ([0.5, 0.6], [[0.0]] * 2, [[[1.0]]] * 2, "weights are"),
         ([-0.5, 1.5], [[0.0]] * 2, [[[1.0]]] * 2, "weights are"),
         ([np.nan], [[0.0]], [[[1.0]]], "weights: found a NaN"),
@@ -400,7 +400,7 @@ def test_parameters_that_are_no_mixture_are_refused(weights, means, covariances,
         (lambda gmm: gmm.log_prob(np.zeros(2)), r"shape \(2,\), expected \(n, 2\)"),
         (lambda gmm: gmm.log_prob(np.zeros((4, 3))), r"shape \(4, 3\), expected \(n, 2\)"),
         (lambda gmm: gmm.log_prob([[0.0, np.nan]]), "points: found a NaN"),
-        (lambda gmm: gmm.sample(-1, np.random.default_rng(0)), "n is -1"),
+        (lambda gmm: gmm.sample(-1, np.random.default_rng(0)), "n < 0"),
         (lambda gmm: mc_entropy(gmm, 0), "n is 0"),
         (lambda gmm: entropy_gap(gmm, SECOND, 2), "n is 2, expected at least 3"),
         (lambda gmm: entropy_gap(gmm, 3, 100), "component is 3"),
