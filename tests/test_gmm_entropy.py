@@ -433,7 +433,10 @@ def test_running_estimate_and_its_error_are_fair_from_the_first_samples(balanced
 
 def test_running_estimates_reach_a_million_samples_in_eight_runs_unless_told_otherwise(balanced):
     assert (N_MAX, REPLICATES) == (1_000_000, 8)
-    assert running_entropy(balanced, replicates=1).counts[-1] == N_MAX
+    counts = running_entropy(balanced, replicates=1).counts
+    assert (counts[0], counts[-1]) == (10, N_MAX)
+    ratio = (N_MAX / 10) ** (1 / 199)  # two hundred, evenly spaced on the plots' logarithmic axis
+    np.testing.assert_allclose(np.diff(np.log(counts[counts > 100_000])), np.log(ratio), rtol=2e-3)
     assert running_entropy(balanced, n_max=10).values.shape == (REPLICATES, 1)
 
 
@@ -532,6 +535,7 @@ def test_only_importance_sampling_resolves_the_gap(results):
 
 
 def test_standard_errors_of_all_but_the_control_variate_are_true(results):
+    assert results["degenerate"]["calibration_runs"] == 50
     rms = {name: row["rms_error_in_standard_errors"] for name, row in results["degenerate"]["gap_methods"].items()}
     uncertainty = 1 / np.sqrt(2 * results["degenerate"]["calibration_runs"])  # of a root mean square around 1
     assert abs(rms["plain"] - 1) < 4 * uncertainty
