@@ -10,9 +10,8 @@ each coordinate is contiguous. Mathematics first, then the numbers of the report
 import math
 import os
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -41,6 +40,7 @@ N_MAX = 1_000_000  # samples at the right end of the plots
 REPLICATES = 8  # independent repetitions in the plots
 CALIBRATION_RUNS = 50  # over which errors are compared with their standard errors
 
+GAP_METHODS = ("plain", "control_variate", "multiple_importance")  # of `entropy_gap`
 CHUNK = 65_536  # points worked on at once: fewer, and threads wait for the interpreter lock; more, and for memory
 TOLERANCE = 1e-8  # weights' sum; asymmetry of a covariance relative to its largest entry
 QUADRATURE_RADIUS = 10.0  # standard deviations; exp(-10**2 / 2) = 2e-22 lies outside
@@ -75,10 +75,17 @@ class GMM:
     """
 
     def __init__(self, weights, means, covariances):
-        self.weights, self.means, self.covariances = _checked_parameters(weights, means, covariances)
-        self.cholesky = np.stack([_cholesky(c, f"covariance {k}") for k, c in enumerate(self.covariances)])
-        identity = np.eye(self.means.shape[1])
-        self._whiteners = np.stack([solve_triangular(factor, identity, lower=True) for factor in self.cholesky])
+        weights, means, covariances = (np.array(values, dtype=float) for values in (weights, means, covariances))
+        found = weights.shape, means.shape, covariances.shape
+        if means.ndim != 2 or means.size == 0 or found != (means.shape[:1], means.shape, means.shape + means.shape[1:]):
+            raise ValueError(f"weights, means, covariances have shapes {found}, expected (K,), (K, d), (K, d, d)")
+        _require_finite(weights, "weights")
+        _require_finite(means, "means")
+        if weights.min() < 0 or abs(weights.sum() - 1) > TOLERANCE:
+            raise ValueError(f"weights are {weights.tolist()}, expected non-negative with sum 1")
+        self.weights, self.means, self.covariances = weights / math.fsum(weights), means, covariances
+        self.cholesky = np.stack([_cholesky(c, f"covariance {k}") for k, c in enumerate(covariances)])
+        self._whiteners = np.stack([solve_triangular(f, np.eye(len(f)), lower=True) for f in self.cholesky])
         self._log_normalizers = np.array([-_log_root_det(factor) for factor in np.sqrt(2 * np.pi) * self.cholesky])
         with np.errstate(divide="ignore"):  # log 0 = -inf is the log-weight of an absent component
             self._log_weights = np.log(self.weights)
@@ -102,11 +109,10 @@ class GMM:
         ValueError
             If `n` is negative.
         """
-        if n < 0:
-            raise ValueError(f"n is {n}, expected at least 0")
-        rows, counts = self._draw(n, rng, self.weights)
+        counts = rng.multinomial(n, self.weights)
+        points = self._draw(counts, rng).T
         order = rng.permutation(n)
-        return rows.T[order], np.repeat(np.arange(len(counts)), counts)[order]
+        return points[order], np.repeat(np.arange(len(counts)), counts)[order]
 
     def log_prob(self, points):
         """Log-density at `points`, finite to about 1e150 standard deviations (beyond, squares overflow to -inf).
@@ -126,9 +132,8 @@ class GMM:
             If `points` has another shape or holds a NaN or an infinity.
         """
         points = np.asarray(points, dtype=float)
-        dimension = self.means.shape[1]
-        if points.ndim != 2 or points.shape[1] != dimension:
-            raise ValueError(f"points have shape {points.shape}, expected (n, {dimension})")
+        if points.shape[1:] != self.means.shape[1:]:
+            raise ValueError(f"points have shape {points.shape}, expected (n, {self.means.shape[1]})")
         log_density = np.empty(len(points))
         for start in range(0, len(points), CHUNK):
             chunk = slice(start, start + CHUNK)
@@ -136,14 +141,13 @@ class GMM:
             log_density[chunk] = self._log_density(np.ascontiguousarray(points[chunk].T))
         return log_density
 
-    def _draw(self, n, rng, weights):
-        """Rows (d, n) grouped by component, and each component's count, with `weights` in place of the mixture's."""
-        counts = rng.multinomial(n, weights)
-        rows = np.empty((self.means.shape[1], n))
+    def _draw(self, counts, rng):
+        """Draw counts[k] points from each component k, and return them as rows (d, n), grouped by component."""
+        rows = np.empty((self.means.shape[1], counts.sum()))
         groups = np.split(rows, np.cumsum(counts)[:-1], axis=1)  # views
         for mean, factor, group in zip(self.means, self.cholesky, groups, strict=True):
             np.add(factor @ rng.standard_normal(group.shape), mean[:, None], out=group)
-        return rows, counts
+        return rows
 
     def _component_log_densities(self, rows):
         """log N(x; mean_k, covariance_k) for each component, shape (K, n)."""
@@ -208,7 +212,8 @@ def mc_entropy(gmm, n, seed=0, threads=None):
     ValueError
         If `n` < 1.
     """
-    return _average(gmm, _plain(gmm), n, seed, threads)
+    mean, variance_of_mean = _mean(partial(_surprise, gmm), _chunks(n, seed), threads)
+    return Estimate(float(mean), math.sqrt(variance_of_mean), n)
 
 
 def entropy_gap(gmm, component, n, seed=0, method="multiple_importance", threads=None):
@@ -246,7 +251,9 @@ def entropy_gap(gmm, component, n, seed=0, method="multiple_importance", threads
     ValueError
         If `component`, `n` or `method` is out of range.
     """
-    return _average(gmm, _gap_integral(gmm, component, method), n, seed, threads)
+    strata, offset = _gap_strata(gmm, component, method)
+    mean, standard_error = _stratified(partial(_mean, threads=threads), strata, n, seed)
+    return Estimate(float(offset + mean), float(standard_error), n)
 
 
 def entropy_bounds(gmm):
@@ -297,8 +304,7 @@ def quadrature_entropy(gmm):
 
 def component_counts(gmm, n, seed=0):
     """How many of the samples of `mc_entropy(gmm, n, seed)` each component generates, shape (K,)."""
-    (stratum,) = _strata(_plain(gmm), n, seed)
-    return sum(rng.multinomial(size, stratum.weights) for size, rng in _chunks(stratum))
+    return sum(rng.multinomial(size, gmm.weights) for size, rng in _chunks(n, seed))
 
 
 class Running(NamedTuple):
@@ -311,159 +317,110 @@ class Running(NamedTuple):
 
 def running_entropy(gmm, n_max=N_MAX, seed=0, replicates=REPLICATES):
     """The estimate of `mc_entropy` as its samples come in, from 10 to `n_max`, in independent replicates."""
-    return _running(gmm, _plain(gmm), n_max, seed, replicates)
+    return _running([partial(_surprise, gmm)], 0.0, n_max, seed, replicates)
 
 
 def running_gap(gmm, component, method, n_max=N_MAX, seed=0, replicates=REPLICATES):
     """The estimate of `entropy_gap` as its samples come in, from 10 to `n_max`, in independent replicates."""
-    return _running(gmm, _gap_integral(gmm, component, method), n_max, seed, replicates)
+    return _running(*_gap_strata(gmm, component, method), n_max, seed, replicates)
 
 
-# What the estimators share: an integral, its samples chunk by chunk, and their moments.
+# What the estimators share: the mean of the values at random samples, which a function (size, rng) draws and evaluates.
+# A stratum is such a function; samples shared equally among several estimate the mean of their expectations.
 
 
-class _Integral(NamedTuple):
-    """offset + the mean, over strata, of the integrand's expectation; a stratum is a row of component weights."""
-
-    strata: np.ndarray  # (S, K)
-    integrand: Callable  # rows (d, n) -> (n,)
-    offset: float
+def _surprise(gmm, size, rng):
+    """-log p at `size` samples from p."""
+    rows = gmm._draw(rng.multinomial(size, gmm.weights), rng)
+    return -gmm._log_density(rows)
 
 
-class _Stratum(NamedTuple):
-    weights: np.ndarray  # (K,)
-    n: int
-    seed: np.random.SeedSequence
-
-
-def _plain(gmm, offset=0.0):
-    return _Integral(gmm.weights[None], lambda rows: -gmm._log_density(rows), offset)
-
-
-def _plain_gap(gmm, component):
-    return _plain(gmm, -gaussian_entropy(gmm.covariances[component]))
-
-
-def _control_variate(gmm, component):
-    def integrand(rows):
-        return gmm._component_log_densities(rows)[component] - gmm._log_density(rows)
-
-    cross_entropies = [_cross_entropy(gmm, k, component) for k in range(len(gmm.weights))]
-    offset = gmm.weights @ cross_entropies - gaussian_entropy(gmm.covariances[component])
-    return _Integral(gmm.weights[None], integrand, offset)
-
-
-def _multiple_importance(gmm, component):
-    present = np.flatnonzero(gmm.weights)
-
-    def integrand(rows):
-        terms = gmm._component_log_densities(rows)
-        log_p = _log_sum_exp(terms + gmm._log_weights[:, None])
-        log_q = _log_sum_exp(terms[present] - np.log(len(present)))
-        return (terms[component] - log_p) * np.exp(log_p - log_q)
-
-    strata = np.eye(len(gmm.weights))[present]
-    return _Integral(strata, integrand, _control_variate(gmm, component).offset)
-
-
-GAP_METHODS = {"plain": _plain_gap, "control_variate": _control_variate, "multiple_importance": _multiple_importance}
-
-
-def _gap_integral(gmm, component, method):
+def _gap_strata(gmm, component, method):
+    """Strata, and an offset: the mean of the strata's expectations plus the offset is the gap."""
     if not 0 <= component < len(gmm.weights):
         raise ValueError(f"component is {component}, expected 0 to {len(gmm.weights) - 1}")
     if method not in GAP_METHODS:
         raise ValueError(f"method is {method!r}, expected one of {', '.join(GAP_METHODS)}")
-    return GAP_METHODS[method](gmm, component)
+    entropy = gaussian_entropy(gmm.covariances[component])
+    if method == "plain":
+        return [partial(_surprise, gmm)], -entropy
+    present = np.flatnonzero(gmm.weights)
+
+    def log_ratio(weights, size, rng):
+        terms = gmm._component_log_densities(gmm._draw(rng.multinomial(size, weights), rng))
+        log_p = _log_sum_exp(terms + gmm._log_weights[:, None])
+        if method == "control_variate":
+            return terms[component] - log_p
+        log_q = _log_sum_exp(terms[present] - np.log(len(present)))  # the equal-weight mixture
+        return (terms[component] - log_p) * np.exp(log_p - log_q)
+
+    proposals = [gmm.weights] if method == "control_variate" else np.eye(len(gmm.weights))[present]
+    cross_entropies = [_cross_entropy(gmm, k, component) for k in range(len(gmm.weights))]
+    return [partial(log_ratio, weights) for weights in proposals], gmm.weights @ cross_entropies - entropy
 
 
-def _strata(integral, n, seed):
-    """Share `n` samples equally among the strata, each with a seed of its own."""
-    count = len(integral.strata)
-    if n < count:
-        raise ValueError(f"n is {n}, expected at least {count}")
-    sizes = [(n + k) // count for k in range(count)]
-    seeds = np.random.SeedSequence(seed).spawn(count)
-    return [_Stratum(*stratum) for stratum in zip(integral.strata, sizes, seeds, strict=True)]
+def _chunks(n, seed, stratum=0, strata=1):
+    """Yield the size and the random generator of each chunk of one stratum's equal share of `n` samples."""
+    if n < strata:
+        raise ValueError(f"n is {n}, expected at least {strata}")
+    share = (n + stratum) // strata
+    for start in range(0, share, CHUNK):
+        stream = np.random.SeedSequence(seed, spawn_key=(stratum, start // CHUNK))
+        yield min(CHUNK, share - start), np.random.default_rng(stream)
 
 
-def _chunks(stratum):
-    """Yield the size and the random generator of each chunk."""
-    for start in range(0, stratum.n, CHUNK):
-        yield min(CHUNK, stratum.n - start), np.random.default_rng(stratum.seed.spawn(1)[0])
+def _mean(values, chunks, threads):
+    """Mean of the values over the chunks, and the variance of that mean (NaN for a single value)."""
 
+    def moments(chunk):
+        chunk_values = values(*chunk)
+        mean = chunk_values.mean()
+        chunk_values -= mean
+        return len(chunk_values), mean, np.square(chunk_values, out=chunk_values).sum()
 
-def _chunk_values(gmm, integral, weights, size, rng):
-    rows, _ = gmm._draw(size, rng, weights)
-    return integral.integrand(rows)
-
-
-def _average(gmm, integral, n, seed, threads):
-    """Estimate of an integral: the mean of the strata's means, with the variances of independent strata added."""
-    means, variances = [], []
-    for stratum in _strata(integral, n, seed):
-
-        def moments(chunk, weights=stratum.weights):
-            values = _chunk_values(gmm, integral, weights, *chunk)
-            mean = values.mean()
-            values -= mean
-            return len(values), mean, np.square(values, out=values).sum()
-
-        size, mean, squares = _merged(_map_in_order(moments, _chunks(stratum), threads or os.cpu_count()))
-        means.append(mean)
-        variances.append(squares / (size - 1) / size if size > 1 else np.nan)
-    return Estimate(float(integral.offset + np.mean(means)), float(np.sqrt(np.sum(variances)) / len(means)), n)
-
-
-def _merged(moments):
-    """Merge (size, mean, sum of squared deviations) of the parts, in their order (Chan, Golub & LeVeque 1983)."""
-    size, mean, squares = 0, 0.0, 0.0
-    for part_size, part_mean, part_squares in moments:
-        difference, total = part_mean - mean, size + part_size
-        mean += difference * part_size / total
-        squares += part_squares + difference**2 * size * part_size / total
-        size = total
-    return size, mean, squares
+    n, mean, squares = 0, 0.0, 0.0
+    for size, chunk_mean, chunk_squares in _map_in_order(moments, chunks, threads or os.cpu_count()):
+        difference = chunk_mean - mean  # Chan, Golub & LeVeque 1983
+        squares += chunk_squares + difference**2 * n * size / (n + size)
+        n += size
+        mean += difference * size / n
+    return mean, squares / (n - 1) / n if n > 1 else math.nan
 
 
 def _map_in_order(function, items, threads):
     """Like `map`, in threads (numpy lets go of the interpreter lock), with only a few items under way at once."""
     np.empty(4_000_000)  # freed at once: from then on glibc keeps blocks up to this size, which are slow to map anew
-    with _matrix_library().limit(limits=1), ThreadPoolExecutor(threads) as pool:  # its own threads would contend
+    # The matrix library's own threads would contend with these.
+    with _libraries().limit(limits=1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
         pending = deque(pool.submit(function, item) for item in islice(items, 4 * threads))
         while pending:
             yield pending.popleft().result()
             pending.extend(pool.submit(function, item) for item in islice(items, 1))
 
 
-@cache
-def _matrix_library():
-    return ThreadpoolController().select(user_api="blas")
+_libraries = cache(ThreadpoolController)  # looking for them takes a millisecond
 
 
-def _running(gmm, integral, n_max, seed, replicates):
+def _stratified(estimator, strata, n, seed):
+    """Mean of the strata's means, and its standard error: the variances of independent strata add."""
+    parts = [estimator(values, _chunks(n, seed, k, len(strata))) for k, values in enumerate(strata)]
+    means, variances = zip(*parts, strict=True)
+    return np.mean(means, axis=0), np.sqrt(np.sum(variances, axis=0)) / len(strata)
+
+
+def _running(strata, offset, n_max, seed, replicates):
     counts = np.unique(np.geomspace(10, n_max, 200).astype(int))
+    estimator = partial(_running_mean, counts=counts // len(strata))
     seeds = np.random.SeedSequence(seed).generate_state(replicates).tolist()
-    runs = [_running_replicate(gmm, integral, counts, replicate_seed) for replicate_seed in seeds]
+    runs = [_stratified(estimator, strata, counts[-1], replicate_seed) for replicate_seed in seeds]
     values, standard_errors = np.stack(runs, axis=1)
-    return Running(counts, values, standard_errors)
+    return Running(counts, offset + values, standard_errors)
 
 
-def _running_replicate(gmm, integral, counts, seed):
-    """Values and standard errors after each of `counts` samples, shared equally among the strata."""
-    means, variances = [], []
-    for stratum in _strata(integral, counts[-1], seed):
-        # A chunk comes grouped by component; permuted, each of its beginnings is a fair sample.
-        chunks = _chunks(stratum)
-        values = [rng.permutation(_chunk_values(gmm, integral, stratum.weights, n, rng)) for n, rng in chunks]
-        mean, variance = _running_moments(np.concatenate(values), counts // len(integral.strata))
-        means.append(mean)
-        variances.append(variance)
-    return integral.offset + np.mean(means, axis=0), np.sqrt(np.sum(variances, axis=0)) / len(means)
-
-
-def _running_moments(values, counts):
-    """Mean of the first n values and its squared standard error, for each n of `counts` (all at least 2)."""
+def _running_mean(values, chunks, counts):
+    """As `_mean`, over the first n values, for each n of `counts` (all at least 2)."""
+    # A chunk comes grouped by component; permuted, each of its beginnings is a fair sample.
+    values = np.concatenate([rng.permutation(values(size, rng)) for size, rng in chunks])
     center = values.mean()  # near the running mean, so that the difference of squares keeps its digits
     deviations = values - center
     mean = np.cumsum(deviations)[counts - 1] / counts
@@ -514,29 +471,11 @@ def _log_root_det(factor):
 def _log_sum_exp(terms):
     """log sum_k exp(terms[k]), shape (n,); overwrites `terms`. SciPy's takes several times as long on a chunk."""
     # A peak of -inf, where every square overflowed, would give -inf - -inf = NaN.
-    peak = np.maximum(terms.max(axis=0), np.finfo(float).min)
+    peak = terms.max(axis=0, initial=np.finfo(float).min)
     terms -= peak
     np.exp(terms, out=terms)
-    total = terms.sum(axis=0)
     with np.errstate(divide="ignore"):
-        np.log(total, out=total)
-    total += peak
-    return total
-
-
-def _checked_parameters(weights, means, covariances):
-    weights, means, covariances = (np.array(values, dtype=float) for values in (weights, means, covariances))
-    if weights.ndim != 1 or weights.size == 0:
-        raise ValueError(f"weights have shape {weights.shape}, expected (K,) with K >= 1")
-    if means.ndim != 2 or len(means) != len(weights) or means.size == 0:
-        raise ValueError(f"means have shape {means.shape}, expected ({len(weights)}, d)")
-    if covariances.shape != (expected := (*means.shape, means.shape[1])):
-        raise ValueError(f"covariances have shape {covariances.shape}, expected {expected}")
-    _require_finite(weights, "weights")
-    _require_finite(means, "means")
-    if weights.min() < 0 or abs(weights.sum() - 1) > TOLERANCE:
-        raise ValueError(f"weights are {weights.tolist()}, expected non-negative with sum 1")
-    return weights / math.fsum(weights), means, covariances
+        return peak + np.log(terms.sum(axis=0))
 
 
 def _cholesky(covariance, name):
@@ -563,7 +502,8 @@ def _require_finite(values, name):
 def solve_problem_1(seed=0):
     """Every number of Problem 1, in nats, as a plain dictionary with the keys `balanced` and `degenerate`."""
     balanced, degenerate = (GMM(weights, MEANS, COVARIANCES) for weights in (BALANCED_WEIGHTS, DEGENERATE_WEIGHTS))
-    return {"balanced": _summary(balanced, seed), "degenerate": _with_gap(degenerate, seed)}
+    gap = _gap_summary(degenerate, seed)
+    return {"balanced": _summary(balanced, seed), "degenerate": _summary(degenerate, seed) | gap}
 
 
 def _summary(gmm, seed):
@@ -587,20 +527,10 @@ def _summary(gmm, seed):
     }
 
 
-def _with_gap(gmm, seed):
-    summary = _summary(gmm, seed)
-    exact = summary["quadrature"] - summary["single_gaussian"]
-    methods = {}
-    for method in GAP_METHODS:
-        gap = entropy_gap(gmm, SECOND, N_SAMPLES, seed, method)
-        methods[method] = {
-            "estimate": gap.value,
-            "standard_error": gap.standard_error,
-            "samples": gap.n,
-            "samples_for_one_percent": gap.n * (gap.standard_error / (0.01 * exact)) ** 2,
-            "rms_error_in_standard_errors": _rms_error_in_standard_errors(gmm, method, exact, seed),
-        }
-    return summary | {
+def _gap_summary(gmm, seed):
+    exact = quadrature_entropy(gmm) - gaussian_entropy(gmm.covariances[SECOND])
+    methods = {method: _method_summary(gmm, method, exact, seed) for method in GAP_METHODS}
+    return {
         "gap": methods["multiple_importance"]["estimate"],
         "gap_standard_error": methods["multiple_importance"]["standard_error"],
         "gap_quadrature": exact,
@@ -610,11 +540,18 @@ def _with_gap(gmm, seed):
     }
 
 
-def _rms_error_in_standard_errors(gmm, method, exact, seed):
-    """Root mean square, over runs, of a gap's error in units of its own standard error; 1 if that is true."""
+def _method_summary(gmm, method, exact, seed):
+    gap = entropy_gap(gmm, SECOND, N_SAMPLES, seed, method)
     seeds = np.random.SeedSequence(seed).generate_state(CALIBRATION_RUNS).tolist()
-    gaps = [entropy_gap(gmm, SECOND, N_SAMPLES, run_seed, method) for run_seed in seeds]
-    return float(np.sqrt(np.mean([((gap.value - exact) / gap.standard_error) ** 2 for gap in gaps])))
+    runs = [entropy_gap(gmm, SECOND, N_SAMPLES, run_seed, method) for run_seed in seeds]
+    scores = np.array([(run.value - exact) / run.standard_error for run in runs])
+    return {
+        "estimate": gap.value,
+        "standard_error": gap.standard_error,
+        "samples": gap.n,
+        "samples_for_one_percent": gap.n * (gap.standard_error / (0.01 * exact)) ** 2,
+        "rms_error_in_standard_errors": float(_root_mean_square(scores)),  # 1 if the standard errors are true
+    }
 
 
 # Figures.
@@ -652,11 +589,10 @@ def plot_scatter(gmm, points, labels, path, seed):
     """Item 1.1: samples coloured by the component that generated them, with its 1 and 2 sigma ellipses."""
     figure = Figure(figsize=(8, 6.4), layout="constrained")
     axes = figure.subplots()
-    colors = np.array(COMPONENT_COLORS)
-    axes.scatter(*points.T, c=colors[labels], s=2, alpha=0.15, linewidths=0, rasterized=True)
+    axes.scatter(*points.T, c=np.array(COMPONENT_COLORS)[labels], s=2, alpha=0.15, linewidths=0, rasterized=True)
     for k, (weight, mean) in enumerate(zip(gmm.weights, gmm.means, strict=True)):
         name = f"component {k + 1}: weight {weight:.1f}, mean ({mean[0]:g}, {mean[1]:g})"
-        axes.scatter([], [], color=colors[k], label=name)
+        axes.scatter([], [], color=COMPONENT_COLORS[k], label=name)
         for sigmas in (1, 2):
             _draw_ellipse(axes, mean, gmm.covariances[k], sigmas)
     axes.plot([], [], color="black", label="1 and 2 standard deviations")
@@ -671,8 +607,7 @@ def plot_entropy(running, result, path):
     left, right = figure.subplots(1, 2)
     _plot_estimates(left, running, result)
     _plot_errors(right, running, result["quadrature"])
-    _finish(figure, running, result)
-    save_figure(figure, path)
+    _finish(figure, running, result, path)
 
 
 def plot_entropy_degenerate(running, gaps, result, path):
@@ -686,8 +621,7 @@ def plot_entropy_degenerate(running, gaps, result, path):
     _plot_errors(top_right, running, result["quadrature"])
     _plot_gaps(left, gaps, gap)
     _plot_gap_errors(right, gaps, gap)
-    _finish(figure, running, result)
-    save_figure(figure, path)
+    _finish(figure, running, result, path)
 
 
 def _plot_estimates(axes, running, result):
@@ -740,14 +674,15 @@ def _plot_interval(axes, running, color, name):
     axes.fill_between(counts, value - half_width, value + half_width, color=color, alpha=0.25, linewidth=0)
 
 
-def _finish(figure, running, result):
-    """Give every panel its axis of sample counts, and the figure its title."""
+def _finish(figure, running, result, path):
+    """Give every panel its axis of sample counts, and the figure its title; save it."""
     for axes in figure.axes:
         axes.set(xscale="log", xlabel="number of samples N")
         axes.grid(alpha=0.3)
     weights = ", ".join(f"{weight:.6g}" for weight in result["weights"])
     title = f"Entropy of the mixture with weights {weights}; N up to {running.counts[-1]:,}, seed {result['seed']}"
     figure.suptitle(title)
+    save_figure(figure, path)
 
 
 def _root_mean_square(values):

@@ -1,5 +1,6 @@
 """Problem 1 against oracles: SciPy, scikit-learn, closed forms, quadrature, and repetition over seeds."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from scipy import stats
 from scipy.integrate import quad
@@ -25,8 +27,11 @@ from gmm_entropy import (
     GAP_METHODS,
     GMM,
     MEANS,
+    N_MAX,
     N_SAMPLES,
+    REPLICATES,
     SECOND,
+    Running,
     component_counts,
     entropy_bounds,
     entropy_gap,
@@ -132,6 +137,11 @@ def test_component_of_weight_zero_changes_nothing(balanced):
     assert gap.standard_error == pytest.approx(reference.standard_error, rel=0.1)
 
 
+def test_weights_are_scaled_to_sum_to_one():
+    gmm = GMM([0.5, 0.5 + 5e-9], [[0.0], [1.0]], [[[1.0]]] * 2)
+    assert gmm.weights.sum() == pytest.approx(1, abs=1e-15)
+
+
 def test_samples_have_the_moments_and_frequencies_of_their_components(balanced):
     n = 200_000
     points, labels = balanced.sample(n, np.random.default_rng(3))
@@ -177,6 +187,15 @@ def test_quadrature_agrees_with_a_plain_grid(weights):
 @pytest.mark.parametrize("sigma", [0.1, 1e-3, 1e-5])
 def test_quadrature_sees_a_narrow_component_inside_a_wide_one(sigma):
     assert quadrature_entropy(concentric(sigma)) == pytest.approx(radial_entropy(sigma), abs=1e-9)
+
+
+@pytest.mark.parametrize("narrow", [0, 1])
+def test_quadrature_sees_a_narrow_tilted_component_far_from_the_center_of_a_wide_one(narrow):
+    means, covariances = [[0.3, -0.2], [2.3, -1.1]], [[[1.0, 0.6], [0.6, 0.8]], [[1e-6, 5e-7], [5e-7, 1e-6]]]
+    order = [1 - narrow, narrow]
+    gmm = GMM([0.5, 0.5], np.array(means)[order], np.array(covariances)[order])
+    estimate = mc_entropy(gmm, 1_000_000)
+    assert quadrature_entropy(gmm) == pytest.approx(estimate.value, abs=4 * estimate.standard_error)
 
 
 def test_quadrature_that_does_not_converge_is_an_error(balanced, monkeypatch):
@@ -252,6 +271,29 @@ def test_estimate_is_the_mean_and_deviation_of_all_its_samples(balanced):
     assert estimate.standard_error == pytest.approx(values.standard_errors[0, -1], rel=1e-9)
 
 
+@pytest.mark.parametrize("n", [2, 10, CHUNK + 2])
+def test_estimate_is_the_mean_and_the_standard_error_of_its_samples_by_scipy(balanced, monkeypatch, n):
+    log_p, original = [], GMM._log_density
+    monkeypatch.setattr(GMM, "_log_density", lambda *args: log_p.append(original(*args)) or log_p[-1].copy())
+    estimate = mc_entropy(balanced, n, seed=5, threads=1)
+    values = -np.concatenate(log_p)
+    assert len(values) == n
+    assert estimate == pytest.approx((values.mean(), stats.sem(values), n), rel=1e-12)
+
+
+def test_seed_is_zero_unless_given(balanced, monkeypatch):
+    estimators = (
+        mc_entropy,
+        component_counts,
+        running_entropy,
+        lambda gmm, n, **seed: entropy_gap(gmm, SECOND, n, **seed),
+        lambda gmm, n, **seed: running_gap(gmm, SECOND, "plain", n, **seed),
+    )
+    for estimator in estimators:
+        np.testing.assert_equal(estimator(balanced, 100), estimator(balanced, 100, seed=0))
+    assert {inspect.signature(run).parameters["seed"].default for run in (solve_problem_1, run_problem_1)} == {0}
+
+
 def test_one_dimensional_entropy_agrees_with_quad():
     gmm = random_gmm(3, 1, seed=7)
     exact = quad(lambda x: entr(np.exp(gmm.log_prob([[x]])[0])), -60, 60, limit=500, epsabs=1e-10)[0]
@@ -292,20 +334,19 @@ def test_one_sample_has_a_value_and_no_standard_error(balanced):
 
 
 def test_counts_are_those_of_the_samples_drawn(balanced, monkeypatch):
-    n, drawn = 2 * CHUNK + 3, []
-    counts = component_counts(balanced, n, seed=4)
-    original = GMM._draw
-    monkeypatch.setattr(GMM, "_draw", lambda *args: drawn.append(original(*args)) or drawn[-1])
+    n, drawn, original = 2 * CHUNK + 3, [], GMM._draw
+    monkeypatch.setattr(GMM, "_draw", lambda gmm, counts, rng: drawn.append(counts) or original(gmm, counts, rng))
     mc_entropy(balanced, n, seed=4)
-    np.testing.assert_array_equal(counts, sum(chunk_counts for _, chunk_counts in drawn))
+    np.testing.assert_array_equal(component_counts(balanced, n, seed=4), sum(drawn))
 
 
 def test_chunks_do_not_queue_up_ahead_of_the_threads():
     started = []
     items = (started.append(item) or item for item in range(1000))
-    results = gmm_entropy._map_in_order(abs, items, threads=2)
-    assert [next(results) for _ in range(3)] == [0, 1, 2]
-    assert len(started) < 20
+    for done, result in enumerate(gmm_entropy._map_in_order(abs, items, threads=2)):
+        assert result == done
+        assert len(started) <= done + 4 * 2
+    assert len(started) == 1000
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -347,6 +388,22 @@ def test_every_method_estimates_the_gap_to_every_component(method, component):
     assert estimate.standard_error < 0.02
 
 
+def test_plain_gap_is_the_entropy_less_the_closed_form(balanced):
+    entropy = mc_entropy(balanced, 1000, seed=3)
+    gap = entropy_gap(balanced, SECOND, 1000, 3, "plain")
+    assert gap == pytest.approx(entropy._replace(value=entropy.value - gaussian_entropy(COVARIANCES[SECOND])))
+
+
+@pytest.mark.parametrize("n", [3, 1000, 3 * CHUNK + 5])
+def test_importance_sampling_draws_n_samples_an_equal_share_from_each_component(degenerate, monkeypatch, n):
+    drawn, original = [], GMM._draw
+    monkeypatch.setattr(GMM, "_draw", lambda gmm, counts, rng: drawn.append(counts) or original(gmm, counts, rng))
+    entropy_gap(degenerate, SECOND, n)
+    counts = sum(drawn)
+    assert counts.sum() == n
+    assert np.ptp(counts) <= 1
+
+
 def test_gap_of_a_single_component_is_zero():
     gmm = GMM([1.0], [MEANS[0]], [COVARIANCES[0]])
     assert entropy_gap(gmm, 0, 100).value == pytest.approx(0, abs=1e-13)
@@ -362,12 +419,25 @@ def test_running_gap_ends_at_the_estimate_of_all_samples(degenerate, method):
     np.testing.assert_allclose(running.standard_errors[:, -1], estimates[:, 1], rtol=1e-7)
 
 
-def test_running_estimate_is_fair_from_its_first_samples(balanced):
+def test_running_estimate_and_its_error_are_fair_from_the_first_samples(balanced):
     running = running_entropy(balanced, 1000, seed=1, replicates=2000)
     assert running.counts[0] == 10
     early = running.values[:, 0]
     assert abs(early.mean() - quadrature_entropy(balanced)) < 4 * early.std() / np.sqrt(len(early))
     assert early.std() == pytest.approx(0.92 / np.sqrt(10), rel=0.1)
+    # An unbiased variance, so that its mean over the runs is the true one; 5 % are four of that mean's own errors.
+    deviation = running_entropy(balanced, 100_000, seed=2, replicates=1).standard_errors[0, -1] * np.sqrt(100_000)
+    predicted = deviation / np.sqrt(running.counts)
+    np.testing.assert_allclose(np.sqrt(np.mean(running.standard_errors**2, axis=0)), predicted, rtol=0.05)
+
+
+def test_running_estimates_reach_a_million_samples_in_eight_runs_unless_told_otherwise(balanced):
+    assert (N_MAX, REPLICATES) == (1_000_000, 8)
+    counts = running_entropy(balanced, replicates=1).counts
+    assert (counts[0], counts[-1]) == (10, N_MAX)
+    ratio = (N_MAX / 10) ** (1 / 199)  # two hundred, evenly spaced on the plots' logarithmic axis
+    np.testing.assert_allclose(np.diff(np.log(counts[counts > 100_000])), np.log(ratio), rtol=2e-3)
+    assert running_entropy(balanced, n_max=10).values.shape == (REPLICATES, 1)
 
 
 # Inputs that cannot be used.
@@ -376,10 +446,12 @@ def test_running_estimate_is_fair_from_its_first_samples(balanced):
 @pytest.mark.parametrize(
     ("weights", "means", "covariances", "message"),
     [
-        ([], [], [], "weights have shape"),
-        ([[1.0]], [[0.0]], [[[1.0]]], "weights have shape"),
-        ([0.5, 0.5], [[0.0]], [[[1.0]]], r"means have shape \(1, 1\), expected \(2, d\)"),
-        ([1.0], [[0.0, 0.0]], [[[1.0]]], r"covariances have shape \(1, 1, 1\), expected \(1, 2, 2\)"),
+        ([], [], [], r"shapes \(\(0,\), \(0,\), \(0,\)\), expected \(K,\), \(K, d\), \(K, d, d\)"),
+        ([], np.empty((0, 2)), np.empty((0, 2, 2)), "have shapes"),
+        ([[1.0]], [[0.0]], [[[1.0]]], "have shapes"),
+        ([0.5, 0.5], [[0.0]], [[[1.0]]], "have shapes"),
+        ([1.0], [[[0.0]]], [[[1.0]]], "have shapes"),
+        ([1.0], [[0.0, 0.0]], [[[1.0]]], "have shapes"),
         ([0.5, 0.6], [[0.0]] * 2, [[[1.0]]] * 2, "weights are"),
         ([-0.5, 1.5], [[0.0]] * 2, [[[1.0]]] * 2, "weights are"),
         ([np.nan], [[0.0]], [[[1.0]]], "weights: found a NaN"),
@@ -400,14 +472,17 @@ def test_parameters_that_are_no_mixture_are_refused(weights, means, covariances,
         (lambda gmm: gmm.log_prob(np.zeros(2)), r"shape \(2,\), expected \(n, 2\)"),
         (lambda gmm: gmm.log_prob(np.zeros((4, 3))), r"shape \(4, 3\), expected \(n, 2\)"),
         (lambda gmm: gmm.log_prob([[0.0, np.nan]]), "points: found a NaN"),
-        (lambda gmm: gmm.sample(-1, np.random.default_rng(0)), "n is -1"),
+        (lambda gmm: gmm.sample(-1, np.random.default_rng(0)), "n < 0"),
         (lambda gmm: mc_entropy(gmm, 0), "n is 0"),
         (lambda gmm: entropy_gap(gmm, SECOND, 2), "n is 2, expected at least 3"),
         (lambda gmm: entropy_gap(gmm, 3, 100), "component is 3"),
         (lambda gmm: entropy_gap(gmm, -1, 100), "component is -1"),
         (lambda gmm: entropy_gap(gmm, SECOND, 100, method="magic"), "method is 'magic'"),
         (lambda gmm: quadrature_entropy(random_gmm(2, 3, seed=0)), "2 dimensions, found 3"),
-        (lambda gmm: gaussian_entropy(np.ones((2, 3))), "expected \\(d, d\\)"),
+        (lambda gmm: gaussian_entropy(np.ones((2, 3))), r"expected \(d, d\)"),
+        (lambda gmm: gaussian_entropy(np.ones((3, 2))), r"expected \(d, d\)"),
+        (lambda gmm: gaussian_entropy(np.ones((1, 1, 1))), r"expected \(d, d\)"),
+        (lambda gmm: gaussian_entropy(np.empty((0, 0))), r"expected \(d, d\)"),
     ],
 )
 def test_arguments_out_of_range_are_refused(balanced, call, message):
@@ -415,7 +490,24 @@ def test_arguments_out_of_range_are_refused(balanced, call, message):
         call(balanced)
 
 
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+def test_symmetry_is_judged_relative_to_the_covariance(scale):
+    rounded, skewed = (scale * np.array([[1.0, 0.5 + asymmetry], [0.5, 1.0]]) for asymmetry in (1e-12, 1e-6))
+    assert np.isfinite(gaussian_entropy(rounded))
+    with pytest.raises(ValueError, match="symmetric"):
+        gaussian_entropy(skewed)
+
+
 # Numbers and figures of the report.
+
+
+def test_problem_is_the_one_that_the_report_states(balanced, degenerate):
+    assert (BALANCED_WEIGHTS, DEGENERATE_WEIGHTS) == ((0.2, 0.5, 0.3), (1e-5, 1 - 2e-5, 1e-5))
+    assert (N_SAMPLES, SECOND) == (100_000, 1)
+    # By the sum of -p log p over a grid of step 0.02, p from SciPy.
+    assert quadrature_entropy(balanced) == pytest.approx(3.28029154529, abs=1e-9)
+    assert quadrature_entropy(degenerate) == pytest.approx(2.57419046943, abs=1e-9)
+    assert gaussian_entropy(COVARIANCES[SECOND]) == pytest.approx(2.57406069537, abs=1e-9)
 
 
 @pytest.fixture(scope="module")
@@ -436,10 +528,14 @@ def test_only_importance_sampling_resolves_the_gap(results):
     degenerate = results["degenerate"]
     assert degenerate["gap"] == pytest.approx(degenerate["gap_quadrature"], rel=0.01)
     needed = {method: row["samples_for_one_percent"] for method, row in degenerate["gap_methods"].items()}
+    for method, row in degenerate["gap_methods"].items():
+        standard_error = row["standard_error"] * np.sqrt(row["samples"] / needed[method])
+        assert standard_error == pytest.approx(0.01 * degenerate["gap_quadrature"])
     assert needed["multiple_importance"] < N_SAMPLES < 1e10 < needed["plain"]
 
 
 def test_standard_errors_of_all_but_the_control_variate_are_true(results):
+    assert results["degenerate"]["calibration_runs"] == 50
     rms = {name: row["rms_error_in_standard_errors"] for name, row in results["degenerate"]["gap_methods"].items()}
     uncertainty = 1 / np.sqrt(2 * results["degenerate"]["calibration_runs"])  # of a root mean square around 1
     assert abs(rms["plain"] - 1) < 4 * uncertainty
@@ -447,29 +543,68 @@ def test_standard_errors_of_all_but_the_control_variate_are_true(results):
     assert rms["control_variate"] > 3
 
 
+def small_run(folder):
+    """`run_problem_1` with fewer samples, since drawing a hundred thousand points takes seconds: its figures."""
+    figures, save = {}, gmm_entropy.save_figure
+
+    def remember(figure, path):
+        figures[path.stem] = figure
+        save(figure, path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gmm_entropy, "N_SAMPLES", 5000)
+        patch.setattr(gmm_entropy, "CALIBRATION_RUNS", 2)
+        patch.setattr(gmm_entropy, "save_figure", remember)
+        run_problem_1(folder, seed=2, n_max=2000)
+    return figures
+
+
 @pytest.fixture(scope="module")
-def figures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("figures")
-    run_problem_1(folder, seed=2, n_max=2000)
-    return folder
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("figures")
 
 
-def test_figures_are_the_same_bytes_for_the_same_seed(figures, tmp_path):
-    run_problem_1(tmp_path, seed=2, n_max=2000)
+@pytest.fixture(scope="module")
+def figures(folder):
+    return small_run(folder)
+
+
+def test_figures_are_the_same_bytes_for_the_same_seed(figures, folder, tmp_path):
+    small_run(tmp_path)
     names = {"gmm_scatter.png", "gmm_entropy.png", "gmm_entropy_degenerate.png"}
-    assert {path.name for path in figures.iterdir()} == names
+    assert {path.name for path in folder.iterdir()} == names
     for name in names:
-        assert (tmp_path / name).read_bytes() == (figures / name).read_bytes()
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
 
 
 @pytest.mark.parametrize("name", ["gmm_scatter", "gmm_entropy", "gmm_entropy_degenerate"])
-def test_figure_is_not_blank(figures, name):
-    pixels = imread(figures / f"{name}.png")
+def test_figure_is_not_blank(figures, folder, name):
+    pixels = imread(folder / f"{name}.png")
     assert pixels.shape[1] > 1000
-    assert len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 50
+    colors = np.round(255 * pixels).astype(np.uint8).view(np.uint32)  # a pixel's four channels in one number
+    assert len(np.unique(colors)) > 50
 
 
-def test_scatter_shows_red_green_and_blue(figures):
-    pixels = imread(figures / "gmm_scatter.png")[..., :3]
+def test_scatter_shows_red_green_and_blue(figures, folder):
+    pixels = imread(folder / "gmm_scatter.png")[..., :3]
     for color in ((1, 0, 0), (0, 128 / 255, 0), (0, 0, 1)):
         assert np.count_nonzero(np.abs(pixels - color).max(axis=-1) < 0.02) > 50
+
+
+@pytest.mark.parametrize(("name", "panels"), [("gmm_entropy", 2), ("gmm_entropy_degenerate", 4)])
+def test_estimates_are_drawn_against_the_logarithm_of_the_number_of_samples(figures, name, panels):
+    figure = figures[name]
+    assert len(figure.axes) == panels
+    for axes in figure.axes:
+        assert (axes.get_xscale(), axes.get_xlabel()) == ("log", "number of samples N")
+        assert axes.xaxis.get_gridlines()[0].get_visible()
+    assert "N up to 2,000, seed 2" in figure.get_suptitle()
+
+
+def test_interval_holds_95_percent_of_a_normal_distribution():
+    axes = Figure().subplots()
+    running = Running(np.array([10, 20]), np.array([[1.0, 2.0]]), np.array([[0.3, 0.1]]))
+    gmm_entropy._plot_interval(axes, running, "red", "one run")
+    x, y = axes.collections[0].get_paths()[0].vertices.T
+    for count, width in ((10, 0.3), (20, 0.1)):
+        assert np.ptp(y[x == count]) == pytest.approx(2 * stats.norm.ppf(0.975) * width, rel=1e-3)
