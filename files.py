@@ -4,6 +4,7 @@ Each file is made under a temporary name and then renamed, which the operating s
 killed, or a disk that is full, can therefore not leave half a file, nor take away the one that was there before.
 """
 
+import fnmatch
 import json
 import os
 from contextlib import ExitStack, contextmanager
@@ -60,13 +61,22 @@ def writing_alone_in(*folders):
             try:
                 Path(folder).mkdir(parents=True, exist_ok=True)
                 locks.enter_context(FileLock(Path(folder) / LOCK, timeout=0))
-                for leftover in Path(folder).rglob(TEMPORARY.format("*")):
+                for leftover in _leftovers(folder):
                     leftover.unlink(missing_ok=True)
             except Timeout:
                 raise InputError(f"{folder}: found another run writing to it, expected a folder of its own") from None
             except OSError as error:
                 raise InputError(f"{folder}: {error.strerror}, expected a folder that can be written to") from error
         yield
+
+
+def _leftovers(folder):
+    """List what killed runs left half-written, but for folders below that another command writes alone in."""
+    found = []
+    for here, below, names in os.walk(folder):
+        below[:] = [name for name in below if not Path(here, name, LOCK).exists()]
+        found += [Path(here, name) for name in fnmatch.filter(names, TEMPORARY.format("*"))]
+    return found
 
 
 def write_text(path, text):

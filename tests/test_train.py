@@ -1,32 +1,62 @@
 """Training, measuring and checkpoints: against direct computations on the same draws, and with files really damaged."""
 
+import io
+import json
 import math
 import os
 import pickle
+import sys
+import time
+from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
+import matplotlib
+import mlxtend
+import numpy as np
 import pytest
+import scipy
+import sklearn
 import torch
-from torch.distributions import Independent, Normal, kl_divergence
+import torchvision
+from torch import nn
+from torch.distributions import Independent, Normal, Uniform, kl_divergence
+from tqdm import tqdm
 
-from config import STAGES, TrainConfig
+from config import STAGES, Settings, TrainConfig
 from ELBO import elbo_loss, optimal_sigma
 from files import InputError
 from train import (
     ADAM_BETAS,
+    DIVERGED,
     LEAST_SIGMA,
+    UNSCALED,
+    Run,
     calibrated_sigma,
+    checkpoint_path,
+    choose_device,
     count_iterations,
+    draw_checkpoint,
+    environment,
     evaluate,
+    has_native_bfloat16,
     hold_out,
     load_checkpoint,
+    made_from,
+    mixed_precision,
+    new_model,
+    plot_elbo_curve,
+    plot_elbo_curves,
+    progress_bar,
+    read_checkpoint,
     save_checkpoint,
     seeded,
     shuffled_batches,
     stage_iterations,
     standard_error,
     train,
+    train_or_resume,
 )
 from VAE import ARCHITECTURES, VAE
 
@@ -73,7 +103,7 @@ def test_training_is_the_plain_loop_with_the_loss_of_torch_distributions(dataset
     model, reference = make().double(), make().double()
     history = train(model, images, config)
     optimizer = torch.optim.Adam(reference.parameters(), betas=ADAM_BETAS)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=6, cycle_momentum=False)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=6, cycle_momentum=False)
     losses = []
     held_out = images[::10]
     trained_on = images[[index for index in range(40) if index % 10]]
@@ -226,8 +256,8 @@ def test_batches_may_be_larger_than_the_set_or_of_one_image(dataset, images, bat
 @pytest.mark.parametrize("shade", [0.0, 1.0], ids=["black", "white"])
 def test_training_on_uniform_images_stays_finite(architecture, shade):
     model = make(architecture=architecture)
-    images = torch.full((64, 1, 28, 28), shade)
-    history = train(model, images, TrainConfig(epochs=10, batch_size=16))
+    images = torch.full((32, 1, 28, 28), shade)
+    history = train(model, images, TrainConfig(epochs=10, batch_size=8))
     assert all(map(math.isfinite, history["loss"]))
     assert history["loss"][-1] < history["loss"][0]
     assert model.sigma.item() == pytest.approx(LEAST_SIGMA)  # not below, where the density has no limit
@@ -265,6 +295,50 @@ def test_evaluation_is_that_of_torch_distributions_on_the_same_draws(trained, da
     assert found["kl_per_dimension"] == pytest.approx(kl.mean(0).tolist(), rel=1e-6)
     assert found["reconstruction_mse"] == pytest.approx((x - recon_x).square().mean().item(), rel=1e-6)
     assert "iw_log_likelihood" not in found
+
+
+def test_least_sigma_is_that_of_rounding_a_pixel_to_a_byte():
+    assert pytest.approx(Uniform(0.0, 1 / 255).stddev.item()) == LEAST_SIGMA
+
+
+def with_constant_codes(mean, variance=1.0):
+    """A model of one latent dimension whose codes do not depend on the image."""
+    model = make(1)
+    with torch.no_grad():
+        model.encoder[-1].weight.zero_()
+        model.encoder[-1].bias.copy_(torch.tensor([mean, math.log(variance)]))
+    return model
+
+
+def test_training_goes_on_up_to_a_kl_of_10_to_the_12_nats(dataset):
+    config = TrainConfig(epochs=1, batch_size=16, learning_rate=1e-9, sigma=1e3)
+    images = dataset.train_images[:16]
+    assert train(with_constant_codes(math.sqrt(2 * 0.9 * DIVERGED)), images, config)["kl"][0] == pytest.approx(
+        0.9e12, rel=0.05
+    )
+    with pytest.raises(FloatingPointError, match="iteration 1: lower the learning rate"):
+        train(with_constant_codes(math.sqrt(2 * 1.1 * DIVERGED)), images, config)
+
+
+def test_bound_of_held_out_images_that_is_not_finite_is_a_clear_error(dataset):
+    with pytest.raises(FloatingPointError, match="the ELBO of held-out images is nan: lower the learning rate"):
+        evaluate(with_constant_codes(math.nan), dataset.test_images[:20])
+
+
+def test_evaluation_leaves_out_the_importance_weighted_bound_and_draws_with_seed_0_unless_told(trained, dataset):
+    images = dataset.test_images[:20]
+    assert evaluate(trained.model, images) == evaluate(trained.model, images, importance_images=0, seed=0)
+    assert evaluate(trained.model, images, 2)["iw_samples"] == 100
+
+
+@pytest.mark.parametrize(("variance", "active"), [(0.0095, 0), (0.0105, 1)])
+def test_unit_is_active_from_a_variance_of_a_hundredth(dataset, variance, active):
+    """Burda et al. 2016, section 5.1."""
+    model, images = make(1), dataset.test_images[:100]
+    with torch.no_grad():
+        means = model.encode(images)[0]
+        model.encoder[-1].weight[0] *= math.sqrt(variance) / means.std()
+    assert evaluate(model, images)["active_units"] == active
 
 
 def test_standard_error_is_the_spread_of_repeated_means():
@@ -414,6 +488,341 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path, write):
     with pytest.raises(InputError, match="found something else"):
         load_checkpoint(path)
     assert not evidence.exists()
+
+
+# ------------------------------------------------------------------------------------------------------------- runs
+
+
+SMALL = TrainConfig(epochs=2, batch_size=16)
+
+
+@pytest.fixture
+def few(dataset):
+    """Forty digits to train on, four of them held out: 6 iterations of `SMALL`."""
+    return dataset.first(40, 20)
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return Settings(checkpoints=str(tmp_path / "checkpoints"), device="cpu")
+
+
+@pytest.fixture
+def perform(few, settings):
+    """A function that trains or takes over a run: its checkpoint and the bar afterwards."""
+
+    def perform(run, data=few, **changes):
+        bar = tqdm(total=count_iterations(len(data.train_images), run.config), file=io.StringIO())
+        return train_or_resume(run, data, replace(settings, **changes), bar), bar
+
+    return perform
+
+
+def test_run_is_named_after_all_that_sets_it_apart():
+    assert Run("conv", 16, SMALL).name == "conv_z16"
+    assert Run("mlp", 2, SMALL, "sigma1_seed2").name == "mlp_z2_sigma1_seed2"
+
+
+def test_equal_runs_are_one():
+    runs = [Run("mlp", dim, replace(SMALL, seed=seed)) for dim in (2, 3) for seed in (0, 1)] * 2
+    assert len(set(runs)) == 4
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_first_weights_are_drawn_with_the_seed_of_the_run(seed):
+    assert equal_weights(weights(new_model(Run("mlp", 3, replace(SMALL, seed=seed)))), weights(make(3, seed=seed)))
+    assert not equal_weights(weights(make(3, seed=seed)), weights(make(3, seed=2)))
+
+
+def test_bar_counts_the_iterations_of_all_runs(few):
+    runs = [Run("mlp", 2, SMALL), Run("conv", 2, replace(SMALL, epochs=5))]
+    with progress_bar(runs, few) as bar:
+        assert bar.total == 2 * 3 + 5 * 3
+
+
+def test_run_is_trained_and_kept_whole(perform, settings, few):
+    run = Run("mlp", 2, SMALL, "variant")
+    started = time.perf_counter()
+    checkpoint, bar = perform(run)
+    elapsed = time.perf_counter() - started
+    model, stages = make(), {}
+    history = train(model, few.train_images, SMALL, lambda stage, _: stages.update({stage: weights(model)}))
+    assert checkpoint["history"] == history
+    assert 0 < checkpoint["train_seconds"] < elapsed
+    assert checkpoint["stages"].keys() == stages.keys() == STAGES.keys()
+    for stage in STAGES:
+        assert equal_weights(checkpoint["stages"][stage], stages[stage])
+    assert not equal_weights(stages["begin"], stages["end"])
+    path = Path(settings.checkpoints) / "mlp_z2_variant.pt"
+    assert checkpoint_path(run, settings) == path
+    assert read_checkpoint(path).keys() == checkpoint.keys()
+    assert equal_weights(weights(load_checkpoint(path, "middle")), stages["middle"])
+    assert bar.n == bar.total == len(history["loss"])
+    assert bar.desc.startswith(run.name)
+    assert bar.postfix == f"ELBO {-history['loss'][-1]:.0f}"
+
+
+def test_resume_takes_a_run_over_and_without_it_the_run_is_trained_anew(perform, settings, capsys):
+    run = Run("mlp", 2, SMALL)
+    first, _ = perform(run, resume=True)  # where there is nothing to take over
+    content = checkpoint_path(run, settings).read_bytes()
+    again, bar = perform(run, resume=True)
+    assert checkpoint_path(run, settings).read_bytes() == content
+    assert again["train_seconds"] == first["train_seconds"]
+    assert bar.n == bar.total
+    anew, _ = perform(run)
+    assert anew["train_seconds"] != first["train_seconds"]
+    assert capsys.readouterr().err == ""
+
+
+def test_run_with_another_setting_is_trained_anew_and_says_so(perform, settings, capsys):
+    run = Run("mlp", 2, SMALL)
+    perform(run)
+    other = replace(run, config=replace(SMALL, learning_rate=1e-4))
+    checkpoint, bar = perform(other, resume=True)
+    assert checkpoint["made_from"]["config"]["learning_rate"] == 1e-4
+    assert checkpoint["history"]["loss"] == perform(other)[0]["history"]["loss"]
+    assert bar.n == bar.total
+    err = capsys.readouterr().err
+    assert f"{checkpoint_path(run, settings)}: made with other settings, data or versions; trained anew" in err
+
+
+def test_checkpoint_that_cannot_be_taken_over_is_named(perform, settings):
+    run = Run("mlp", 2, SMALL)
+    perform(run)
+    path = checkpoint_path(run, settings)
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(InputError, match=f"^{path}: "):
+        perform(run, resume=True)
+
+
+def test_diverging_run_is_named_and_leaves_no_checkpoint(perform, settings):
+    run = Run("mlp", 2, replace(SMALL, learning_rate=1e30))
+    with pytest.raises(InputError, match=r"^mlp_z2: the loss is .*: lower the learning rate$"):
+        perform(run)
+    assert not checkpoint_path(run, settings).exists()
+
+
+CPU = torch.device("cpu")
+
+
+def test_origin_is_the_same_every_time_and_survives_json_and_checkpoints(few, tmp_path):
+    origin = made_from(Run("mlp", 2, SMALL), few, CPU)
+    assert origin == made_from(Run("mlp", 2, SMALL), few, CPU)
+    assert json.loads(json.dumps(origin)) == origin
+    save_checkpoint(tmp_path / "a.pt", make(), {}, made_from=origin)
+    assert read_checkpoint(tmp_path / "a.pt")["made_from"] == origin
+
+
+def test_origin_tells_apart_all_that_weights_follow_from(few, dataset, monkeypatch):
+    run = Run("mlp", 2, SMALL)
+    origins = [made_from(run, few, CPU)]
+    others = [
+        Run("conv", 2, SMALL),
+        Run("mlp", 3, SMALL),
+        Run("mlp", 2, SMALL, "variant"),
+        *(
+            Run("mlp", 2, replace(SMALL, **{name: value}))
+            for name, value in {"epochs": 3, "batch_size": 8, "learning_rate": 1.0, "seed": 1, "sigma": 1.0}.items()
+        ),
+    ]
+    origins += [made_from(other, few, CPU) for other in others]
+    origins += [made_from(run, dataset.first(41, 20), CPU), made_from(run, few, torch.device("meta"))]
+    bfloat16 = has_native_bfloat16(CPU)
+    for target, value in {
+        "train.version": lambda package: "0",
+        "torch.get_num_threads": lambda: 99,
+        "torch.cpu.get_capabilities": lambda: {"avx512_bf16": not bfloat16},
+    }.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(target, value)
+            origins.append(made_from(run, few, CPU))
+    with monkeypatch.context() as patch:
+        patch.setitem(
+            ARCHITECTURES, "mlp", lambda latent_dim: (nn.Linear(784, 2 * latent_dim), nn.Linear(latent_dim, 784))
+        )
+        origins.append(made_from(run, few, CPU))
+    texts = [json.dumps(origin, sort_keys=True) for origin in origins]
+    assert len(set(texts)) == len(texts) == 1 + 8 + 2 + 3 + 1
+
+
+# ---------------------------------------------------------------------------------------------------------- devices
+
+
+def test_environment_is_that_of_the_imported_packages():
+    described = environment(CPU)
+    for package in (matplotlib, mlxtend, np, scipy, torch, torchvision):
+        assert described[package.__name__] == package.__version__.partition("+")[0]
+    assert described["scikit-learn"] == sklearn.__version__
+    assert sys.version.startswith(described["python"])
+    assert (described["device"], described["threads"]) == ("cpu", torch.get_num_threads())
+    assert described["bfloat16"] == has_native_bfloat16(CPU)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_bfloat16_is_used_where_it_is_native_and_only_there(native, monkeypatch):
+    asked = []
+
+    def is_bf16_supported(including_emulation=True):
+        asked.append(including_emulation)
+        return native
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native})
+    assert has_native_bfloat16(torch.device("cuda")) == native
+    assert asked == [False]  # an emulation is slower than float32
+    assert has_native_bfloat16(CPU) == native
+    assert not has_native_bfloat16(torch.device("mps"))
+    with mixed_precision(CPU):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == (torch.bfloat16 if native else torch.float32)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)  # a processor without the name
+    assert not has_native_bfloat16(CPU)
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # an older torch
+    assert not has_native_bfloat16(CPU)
+
+
+@pytest.mark.parametrize("accelerator", [None, torch.device("cuda")])
+def test_auto_is_an_accelerator_that_is_there_or_the_cpu(accelerator, monkeypatch):
+    def current_accelerator(check_available=False):
+        return accelerator if check_available else torch.device("mps")
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", current_accelerator)
+    assert choose_device("auto") == accelerator or CPU
+    assert choose_device("cpu") == CPU
+
+
+@pytest.mark.parametrize("name", ["abacus", "", "cpu:x", "meta"])
+def test_device_that_cannot_compute_is_named(name):
+    with pytest.raises(InputError, match=f"^device: found '{name}', expected "):
+        choose_device(name)
+
+
+# ------------------------------------------------------------------------------------------------- figure of a model
+
+
+def draw(monkeypatch, *arguments, with_data=True):
+    """Run the command line of a figure's script: the arguments its function was called with."""
+    calls = []
+    monkeypatch.setattr(sys, "argv", ["/somewhere/figure.py", *map(str, arguments)])
+    draw_checkpoint("A figure.", lambda *given, **named: calls.append((given, named)), with_data)
+    (call,) = calls
+    return call
+
+
+@pytest.mark.parametrize("with_data", [True, False])
+def test_figure_is_asked_for_with_the_model_of_the_stage(checkpoint, tmp_path, monkeypatch, with_data):
+    for number, stage in enumerate(STAGES):
+        options = ["--data-root", tmp_path] if with_data else []
+        (model, *data), named = draw(
+            monkeypatch, checkpoint, "--output", "a.png", "--stage", stage, *options, with_data=with_data
+        )
+        assert equal_weights(weights(model), weights(make(seed=number)))
+        assert named["path"] == "a.png"
+        assert named["title"].splitlines()[0] == f"{checkpoint}, {STAGES[stage]} of training"
+        assert named["title"].splitlines()[1:] == (["MNIST subset, 5,000 images"] if with_data else [])
+        assert [len(dataset.train_images) for dataset in data] == ([4000] if with_data else [])
+    (model, *_), _ = draw(monkeypatch, checkpoint, "--output", "a.png", *options, with_data=with_data)
+    assert equal_weights(weights(model), weights(make(seed=2)))  # the end's
+
+
+@pytest.mark.parametrize("arguments", [["missing.pt", "--output", "a.png"], ["weights.pt"]])
+def test_figure_that_cannot_be_drawn_is_one_line(arguments, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as ended:
+        draw(monkeypatch, *arguments)
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("figure.py: error: ")
+
+
+# --------------------------------------------------------------------------------------------------- learning curve
+
+
+def line(axes, label):
+    """The data of the line of that label, as arrays of x and y."""
+    (found,) = (line for line in axes.lines if line.get_label() == label)
+    return found.get_data()
+
+
+def faint_lines(axes):
+    return [np.asarray(line.get_ydata()) for line in axes.lines if line.get_alpha() == 0.25]
+
+
+def test_curve_shows_elbo_and_its_parts_at_every_iteration(history, drawn, tmp_path):
+    test_elbo = {"begin": -60.0, "middle": 380.0, "end": 520.0}
+    plot_elbo_curve(history, tmp_path / "a.png", test_elbo)
+    whole, parts = drawn[0].axes
+    elbo, reconstruction, kl = (-np.array(history[name]) for name in ("loss", "nll", "kl"))
+    assert np.array_equal(faint_lines(whole), [elbo])
+    assert np.array_equal(faint_lines(parts), [reconstruction, kl])
+    iterations, values = line(whole, "ELBO, test set")
+    assert (list(iterations), list(values)) == ([10, 150, 300], [-60, 380, 520])
+
+
+def test_running_mean_is_over_a_tenth_of_the_iterations_on_either_side(history, drawn, tmp_path):
+    plot_elbo_curve(history, tmp_path / "a.png")
+    elbo = -np.array(history["loss"])
+    iterations, smooth = line(drawn[0].axes[0], "ELBO, training batches")
+    assert np.array_equal(iterations, np.arange(1, 301))
+    near = [abs(iterations - i) <= 0.1 * i + 1e-9 for i in iterations]
+    assert smooth == pytest.approx([elbo[window].mean() for window in near])
+
+
+def test_stages_draw_up_to_their_iteration_on_the_axes_of_the_whole_training(history, drawn, tmp_path):
+    test_elbo = {"begin": -60.0, "middle": 380.0, "end": 520.0}
+    for stage, until in history["stages"].items():
+        plot_elbo_curve(history, tmp_path / f"{stage}.png", test_elbo, until)
+    for number, (figure, until) in enumerate(zip(drawn, history["stages"].values(), strict=True), start=1):
+        assert [len(values) for axes in figure.axes for values in faint_lines(axes)] == [until] * 3
+        assert len(line(figure.axes[0], "ELBO, test set")[0]) == number
+    for first, second in pairwise(drawn):
+        for axes, same_axes in zip(first.axes, second.axes, strict=True):
+            assert axes.get_xlim() == same_axes.get_xlim()
+            assert axes.get_ylim() == same_axes.get_ylim()
+
+
+def test_axes_leave_out_the_depth_of_the_first_iterations_only(history, drawn, tmp_path):
+    plot_elbo_curve(history, tmp_path / "a.png")
+    elbo = -np.array(history["loss"])
+    low, high = drawn[0].axes[0].get_ylim()
+    assert elbo[:2].max() < low < elbo[10:].min()
+    assert high > elbo.max()
+
+
+def test_all_runs_are_in_one_figure(history, drawn, tmp_path):
+    better = {**history, "loss": [loss - 50 for loss in history["loss"]]}
+    plot_elbo_curves({"conv": history, "mlp": better}, tmp_path / "a.png")
+    (axes,) = drawn[0].axes
+    assert np.array_equal(faint_lines(axes), [-np.array(run["loss"]) for run in (history, better)])
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["conv", "mlp"]
+    assert len({line.get_color() for line in axes.lines}) == 2
+
+
+@pytest.mark.parametrize("length", [1, 6, 100])
+def test_axes_hold_the_whole_curve_but_for_its_first_iterations_with_a_margin(length, drawn, tmp_path):
+    nll = [-float(value**2) for value in range(length)]
+    curve = {"loss": nll, "nll": nll, "kl": [0.0] * length, "stages": {}}
+    plot_elbo_curve(curve, tmp_path / "a.png")
+    axes = drawn[0].axes[0]
+    assert axes.get_xscale() == "log"
+    assert axes.get_xlim() == pytest.approx((1, 1.2 * length))
+    first, last = min(UNSCALED, length // 3) ** 2, (length - 1) ** 2  # of what must be seen
+    margin = 0.05 * (last - first) or 1.0
+    assert axes.get_ylim() == pytest.approx((first - margin, last + margin))
+    assert axes.get_xlabel() == "iteration"
+    assert axes.get_ylabel() == "ELBO (nats per image)"
+    assert axes.xaxis.get_gridlines()[0].get_visible()
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["ELBO, training batches"]
+
+
+@pytest.mark.parametrize("iterations", [1, 2])
+def test_shortest_trainings_have_curves(iterations, tmp_path):
+    values = [300.0, 200.0][:iterations]
+    short = {"loss": values, "nll": values, "kl": [0.0] * iterations, "stages": {"begin": 1, "middle": 1}}
+    plot_elbo_curve(short, tmp_path / "a.png", {"begin": -310.0, "middle": -310.0})
+    plot_elbo_curves({"run": short}, tmp_path / "b.png")
+    assert (tmp_path / "a.png").exists()
+    assert (tmp_path / "b.png").exists()
 
 
 # --------------------------------------------------------------------------------------------------------- settings
