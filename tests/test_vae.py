@@ -180,7 +180,8 @@ def test_every_parameter_learns(digits, architecture, batch):
             recon_x, mu, logvar = model(digits[:batch])
         elbo_loss(digits[:batch], recon_x, mu, logvar, model.sigma).backward()
         with torch.no_grad():
-            for parameter in model.parameters():
+            for name, parameter in model.named_parameters():
+                assert parameter.grad is not None, name
                 parameter -= 1e-3 / (1 + step) * parameter.grad.sign()  # a smaller one cannot undo the first
     for name, parameter in model.named_parameters():
         assert parameter.grad.isfinite().all(), name
