@@ -132,6 +132,20 @@ def test_fingerprint_differs_where_one_byte_of_any_file_does(folder, name):
     assert load_small(folder).fingerprint != before
 
 
+def test_checksums_are_made_where_md5_is_forbidden_for_security(folder, monkeypatch):
+    """As on machines held to FIPS 140; a checksum secures nothing."""
+    before = load_small(folder).fingerprint
+    md5 = hashlib.md5
+
+    def restricted(content, usedforsecurity=True):
+        if usedforsecurity:
+            raise ValueError("disabled for FIPS")
+        return md5(content, usedforsecurity=False)
+
+    monkeypatch.setattr(hashlib, "md5", restricted)
+    assert load_small(folder).fingerprint == before
+
+
 def images(count, height=28, width=28):
     return idx(np.zeros((count, height, width)))
 
