@@ -60,6 +60,7 @@ def writing_alone_in(*folders):
         for folder in {Path(folder).resolve(): folder for folder in folders}.values():
             try:
                 Path(folder).mkdir(parents=True, exist_ok=True)
+                (Path(folder) / LOCK).touch()  # or a folder that may not be written to would count as locked
                 locks.enter_context(FileLock(Path(folder) / LOCK, timeout=0))
                 for leftover in _leftovers(folder):
                     leftover.unlink(missing_ok=True)

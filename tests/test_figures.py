@@ -1,6 +1,5 @@
 """Item 2.4's figures on real digits and tiny models: what they show, and that they are the same every time."""
 
-import json
 import math
 
 import numpy as np
@@ -9,7 +8,6 @@ import torch
 from PIL import Image
 
 from ELBO import kl_diag_normal
-from files import whole_file, write_json
 from latent_traversal import STEPS, dimension_kl, plot_latent_traversal, traverse
 from sample_from_prior import decode, plot_prior_samples, sample_prior
 from train import plot_elbo_curve, plot_elbo_curves, seeded
@@ -81,40 +79,6 @@ def test_figure_is_a_whole_png_with_the_same_bytes_every_time(draw, model, datas
         pixels = np.asarray(image.convert("L"))
     assert pixels.std() > 10
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["figure.png", "figure.png", "first", "second"]
-
-
-@pytest.mark.parametrize("model", [2], indirect=True)
-def test_figure_that_cannot_be_drawn_leaves_the_earlier_file(model, tmp_path):
-    path = tmp_path / "figure.png"
-    path.write_text("earlier")
-    with pytest.raises(ValueError, match="unknown"):
-        plot_prior_samples(model, path, title="$\\unknown$")  # fails while the file is being written
-    assert path.read_text() == "earlier"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_failed_write_leaves_the_earlier_file_and_nothing_else(tmp_path, error):
-    path = tmp_path / "numbers.json"
-    write_json(path, {"earlier": 1})
-
-    def fail():
-        with whole_file(path) as temporary:
-            temporary.write_text("half a fi")
-            raise error
-
-    with pytest.raises(error):
-        fail()
-    assert json.loads(path.read_text()) == {"earlier": 1}
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("below", ["figure.png", "folder/figure.png"])
-def test_file_where_a_folder_is_needed_is_an_os_error(model, tmp_path, below):
-    (tmp_path / "file").write_text("earlier")
-    with pytest.raises(OSError, match="file"):
-        plot_prior_samples(model, tmp_path / "file" / below)
-    assert (tmp_path / "file").read_text() == "earlier"
 
 
 # -------------------------------------------------------------------------------------------------------- traversal

