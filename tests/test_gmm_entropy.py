@@ -431,6 +431,18 @@ def test_running_estimate_and_its_error_are_fair_from_the_first_samples(balanced
     np.testing.assert_allclose(np.sqrt(np.mean(running.standard_errors**2, axis=0)), predicted, rtol=0.05)
 
 
+def test_running_mean_and_its_error_are_those_of_the_first_values_by_scipy():
+    def draw(size, rng):
+        return rng.gamma(2, size=size)
+
+    counts = np.array([2, 3, 10, CHUNK + 1, CHUNK + 5])
+    mean, variance_of_mean = gmm_entropy._running_mean(draw, gmm_entropy._chunks(counts[-1], seed=1), counts)
+    chunks = gmm_entropy._chunks(counts[-1], seed=1)
+    values = np.concatenate([rng.permutation(draw(size, rng)) for size, rng in chunks])
+    np.testing.assert_allclose(mean, [values[:n].mean() for n in counts], rtol=1e-9)
+    np.testing.assert_allclose(np.sqrt(variance_of_mean), [stats.sem(values[:n]) for n in counts], rtol=1e-9)
+
+
 def test_running_estimates_reach_a_million_samples_in_eight_runs_unless_told_otherwise(balanced):
     assert (N_MAX, REPLICATES) == (1_000_000, 8)
     counts = running_entropy(balanced, replicates=1).counts
