@@ -31,7 +31,6 @@ from train import (
     ADAM_BETAS,
     DIVERGED,
     LEAST_SIGMA,
-    UNSCALED,
     Run,
     calibrated_sigma,
     checkpoint_path,
@@ -138,7 +137,15 @@ def test_epochs_are_permutations_and_differ():
 
 @pytest.mark.parametrize(
     ("iterations", "expected"),
-    [(1, (1, 1, 1)), (2, (1, 1, 2)), (3, (1, 1, 3)), (5, (2, 2, 5)), (100, (10, 50, 100)), (4690, (47, 2345, 4690))],
+    [
+        (1, (1, 1, 1)),
+        (2, (1, 1, 2)),
+        (3, (1, 1, 3)),
+        (5, (2, 2, 5)),
+        (12, (4, 6, 12)),
+        (100, (10, 50, 100)),
+        (4690, (47, 2345, 4690)),
+    ],
 )
 def test_stages_are_one_percent_half_and_all_of_the_training(iterations, expected):
     assert stage_iterations(iterations) == dict(zip(STAGES, expected, strict=True))
@@ -806,13 +813,20 @@ def test_axes_hold_the_whole_curve_but_for_its_first_iterations_with_a_margin(le
     axes = drawn[0].axes[0]
     assert axes.get_xscale() == "log"
     assert axes.get_xlim() == pytest.approx((1, 1.2 * length))
-    first, last = min(UNSCALED, length // 3) ** 2, (length - 1) ** 2  # of what must be seen
+    first, last = min(10, length // 3) ** 2, (length - 1) ** 2  # of what must be seen
     margin = 0.05 * (last - first) or 1.0
     assert axes.get_ylim() == pytest.approx((first - margin, last + margin))
     assert axes.get_xlabel() == "iteration"
     assert axes.get_ylabel() == "ELBO (nats per image)"
     assert axes.xaxis.get_gridlines()[0].get_visible()
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["ELBO, training batches"]
+
+
+def test_stages_that_coincide_are_drawn_once_they_are_measured(history, drawn, tmp_path):
+    short = {**history, "stages": {"begin": 150, "middle": 150, "end": 300}}
+    plot_elbo_curve(short, tmp_path / "a.png", {"begin": 380.0}, until=150)
+    iterations, values = line(drawn[0].axes[0], "ELBO, test set")
+    assert (list(iterations), list(values)) == ([150], [380])
 
 
 @pytest.mark.parametrize("iterations", [1, 2])
