@@ -191,8 +191,6 @@ def run(*arguments, encoding="utf-8"):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--quick"], ["figures", "trial"]),
-        (["--quick", "--figures", str(ROOT / "tests" / ".." / "figures")], ["figures", "trial"]),
         (["--sigma", "0.5"], ["sigma", "0.5"]),
         (["--epochs", "0"], ["epochs", "0", "at least 1"]),
         (["--figures", __file__], [__file__]),
@@ -204,6 +202,21 @@ def test_what_cannot_be_used_is_refused_in_one_line(arguments, words):
     assert (status, out) == (2, "")
     assert line.startswith("python -m evidence: error: ")
     assert all(word in line for word in words)
+
+
+@pytest.mark.parametrize("figures", ["figures", "tests/../figures"])
+def test_trial_is_refused_among_the_projects_own_figures(figures, tmp_path, monkeypatch, capsys):
+    assert evidence.__main__.PROJECT == ROOT
+    monkeypatch.setattr(evidence.__main__, "PROJECT", tmp_path)  # nothing of the real one is put at risk
+    monkeypatch.setattr(evidence.__main__, "make_everything", lambda *_, **__: None)
+    (tmp_path / "tests").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        evidence.__main__.main(["--quick", "--figures", figures])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"python -m evidence: error: figures: found '{figures}', ")
+    assert not (tmp_path / "figures").exists()
 
 
 def test_help_is_complete_on_a_terminal_of_any_encoding():

@@ -247,10 +247,12 @@ def test_unusable_folder_is_refused_before_any_work(tmp_path, argument, place):
 
 @pytest.mark.parametrize("argument", ["--figures", "--checkpoints"])
 @pytest.mark.parametrize("place", [".", "figures/evidence", "figures/../figures/evidence/below"])
-def test_run_into_the_projects_own_pages_or_evidence_is_refused(refused_here, monkeypatch, argument, place):
-    monkeypatch.chdir(ROOT)
+def test_run_into_the_projects_own_pages_or_evidence_is_refused(refused_here, monkeypatch, tmp_path, argument, place):
+    assert sys.modules[main.__module__].PROJECT == ROOT
+    monkeypatch.setattr("main.PROJECT", tmp_path)  # nothing of the real one is put at risk
+    monkeypatch.chdir(tmp_path)
     assert_refused(refused_here(*SMALL, argument, place), argument.strip("-"), place)
-    assert not (ROOT / LOCK).exists()
+    assert not (tmp_path / LOCK).exists()
 
 
 @pytest.mark.parametrize("damage", ["cut short", "a folder"])

@@ -695,7 +695,7 @@ def test_auto_is_an_accelerator_that_is_there_or_the_cpu(accelerator, monkeypatc
         return accelerator if check_available else torch.device("mps")
 
     monkeypatch.setattr(torch.accelerator, "current_accelerator", current_accelerator)
-    assert choose_device("auto") == accelerator or CPU
+    assert choose_device("auto") == (accelerator or CPU)
     assert choose_device("cpu") == CPU
 
 
