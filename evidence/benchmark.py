@@ -496,26 +496,25 @@ def plot_elbo_against_time(curves, bench):
 def entropy_against_libraries(bench):
     """The entropy of Problem 1's balanced mixture by plain Monte Carlo in float64, from drawing the samples to their
     mean: `mc_entropy`, against GaussianMixture of scikit-learn (`sample`, `score_samples`) and MixtureSameFamily of
-    torch.distributions (`sample`, `log_prob`) with the same parameters and number of samples.
+    torch.distributions (`sample`, `log_prob`) with the same parameters and number of samples, each in a process of its
+    own, which is idle while it is not its turn.
     """
     counts = bench.scale.samples, 10 * bench.scale.samples
-    return COMPARED, [row for n in counts for row in entropy_rows(n, bench.scale.turns)]
-
-
-def entropy_rows(n, turns):
-    """Make a row for each library, with `n` samples; each contender has a process of its own, which stays idle between.
-
-    In one process they would share caches, allocators and thread pools, and hinder each other.
-    """
+    # In one process they would share caches, allocators and thread pools, and hinder each other.
     with contextlib.ExitStack() as stack:
         processes = {
             name: stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"))) for name in ENTROPY_CONTENDERS
         }
-        turn = {name: lambda name=name: processes[name].submit(timed_entropy, name, n).result() for name in processes}
-        results = take_turns(turns, turn)
+        return COMPARED, [row for n in counts for row in entropy_rows(processes, n, bench.scale.turns)]
+
+
+def entropy_rows(processes, n, turns):
+    """Make a row for each library, with `n` samples."""
+    turn = {name: lambda name=name: processes[name].submit(timed_entropy, name, n).result() for name in processes}
+    results = take_turns(turns, turn)
     times = {name: [duration for duration, _ in result] for name, result in results.items()}
     values = {name: f"{result[-1][1]:.4f}" for name, result in results.items()}
-    peers = [name for name in ENTROPY_CONTENDERS if name != "ours"]
+    peers = [name for name in processes if name != "ours"]
     whats = {name: f"N = {n:,}, against {name}: {values['ours']} and {values[name]} nats" for name in peers}
     return [faster(whats[name], times["ours"], times[name], 10, lambda duration: f"{duration:.3f} s") for name in peers]
 
