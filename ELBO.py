@@ -5,7 +5,8 @@ For an image x with code z ~ q(z|x) the model's log-likelihood is bounded below 
     log p(x) >= ELBO = E_q[log p(x|z)] - KL(q(z|x) || p(z)),      Kingma & Welling 2014, eq. (3)
 
 with a Gaussian decoder p(x|z) = N(x; recon_x, sigma^2 I), a diagonal Gaussian posterior q(z|x) = N(mu, diag e^logvar)
-and the prior p(z) = N(0, I). Training minimises the negative ELBO. All here are pure functions of tensors, in nats.
+and the prior p(z) = N(0, I). Training minimises the negative ELBO. All here, but for the last, which takes a model, are
+pure functions of tensors, in nats.
 """
 
 import math
@@ -50,7 +51,7 @@ def negative_log_likelihood(x, recon_x, sigma=1.0, reduction="mean"):
     Returns
     -------
     torch.Tensor
-        Nats per image: a scalar, or shape (B,) for "none".
+        Nats: a scalar, per image for "mean", or shape (B,) for "none".
 
     Raises
     ------
@@ -82,7 +83,7 @@ def kl_diag_normal(mu, logvar, reduction="mean"):
     Returns
     -------
     torch.Tensor
-        Nats per image: a scalar, or shape (B,) for "none" (a scalar for inputs of shape (K,)).
+        Nats: a scalar, per image for "mean", or shape (B,) for "none" (a scalar for inputs of shape (K,)).
 
     Raises
     ------
@@ -102,7 +103,7 @@ def kl_per_dimension(mu, logvar):
 def elbo_loss(x, recon_x, mu, logvar, sigma=1.0, reduction="mean", return_parts=False):
     """Negative ELBO: `negative_log_likelihood` plus `kl_diag_normal`, with their parameters and errors.
 
-    With recon_x decoded from one draw z ~ q(z|x) this is an unbiased estimate of the bound, in nats per image. With
+    With recon_x decoded from one draw z ~ q(z|x) this is an unbiased estimate of the bound, in nats. With
     `return_parts` it comes with its two terms, as a tuple (loss, nll, kl).
     """
     nll = negative_log_likelihood(x, recon_x, sigma, reduction)

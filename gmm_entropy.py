@@ -190,6 +190,7 @@ def gaussian_entropy(covariance):
 def mc_entropy(gmm, n, seed=0, threads=None):
     """Item 1.2: the mean of -log p over `n` samples from p, an unbiased estimate of the entropy.
 
+    In short, `points, _ = gmm.sample(n, rng)` and `-gmm.log_prob(points).mean()`, though with other random numbers.
     The samples are drawn, used and dropped chunk by chunk, so memory does not grow with `n`. Each chunk has a random
     stream of its own, so the value does not depend on `threads`.
 
@@ -369,14 +370,14 @@ def _chunks(n, seed, stratum=0, strata=1):
         yield min(CHUNK, share - start), np.random.default_rng(stream)
 
 
-def _mean(values, chunks, threads):
+def _mean(draw_values, chunks, threads):
     """Mean of the values over the chunks, and the variance of that mean (NaN for a single value)."""
 
     def moments(chunk):
-        chunk_values = values(*chunk)
-        mean = chunk_values.mean()
-        chunk_values -= mean
-        return len(chunk_values), mean, np.square(chunk_values, out=chunk_values).sum()
+        values = draw_values(*chunk)
+        mean = values.mean()
+        values -= mean
+        return len(values), mean, np.square(values, out=values).sum()
 
     n, mean, squares = 0, 0.0, 0.0
     for size, chunk_mean, chunk_squares in _map_in_order(moments, chunks, threads or os.cpu_count()):
@@ -403,7 +404,7 @@ _libraries = cache(ThreadpoolController)  # looking for them takes a millisecond
 
 def _stratified(estimator, strata, n, seed):
     """Mean of the strata's means, and its standard error: the variances of independent strata add."""
-    parts = [estimator(values, _chunks(n, seed, k, len(strata))) for k, values in enumerate(strata)]
+    parts = [estimator(draw_values, _chunks(n, seed, k, len(strata))) for k, draw_values in enumerate(strata)]
     means, variances = zip(*parts, strict=True)
     return np.mean(means, axis=0), np.sqrt(np.sum(variances, axis=0)) / len(strata)
 
@@ -417,10 +418,10 @@ def _running(strata, offset, n_max, seed, replicates):
     return Running(counts, offset + values, standard_errors)
 
 
-def _running_mean(values, chunks, counts):
+def _running_mean(draw_values, chunks, counts):
     """As `_mean`, over the first n values, for each n of `counts` (all at least 2)."""
     # A chunk comes grouped by component; permuted, each of its beginnings is a fair sample.
-    values = np.concatenate([rng.permutation(values(size, rng)) for size, rng in chunks])
+    values = np.concatenate([rng.permutation(draw_values(size, rng)) for size, rng in chunks])
     center = values.mean()  # near the running mean, so that the difference of squares keeps its digits
     deviations = values - center
     mean = np.cumsum(deviations)[counts - 1] / counts

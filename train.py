@@ -1,8 +1,8 @@
 """Training a VAE on the ELBO, its checkpoints, measuring it on held-out images, and item 2.4's learning curve.
 
 The decoder's sigma is calibrated: on each batch it takes its value of greatest likelihood (Rybkin et al. 2021). That
-leaves the gradient as it is, since the ELBO's derivative with respect to sigma is zero there; it sets the weight of the
-reconstruction against the KL, which so follows the reconstruction's quality instead of a guess.
+leaves the gradient as it is, since the ELBO's derivative with respect to sigma is zero there; and it sets the weight of
+the reconstruction against the KL by how good the reconstruction is, instead of by a guess.
 """
 
 import io
@@ -36,7 +36,7 @@ from VAE import VAE
 
 ADAM_BETAS = (0.9, 0.99)
 UNSCALED = 10  # first iterations that the learning curve's axes need not hold
-HELD_OUT = 1000  # training images, or a tenth of fewer than 10,000, that only the stored sigma is computed from
+HELD_OUT = 1000  # training images kept aside for calibrating the stored sigma; a tenth, if there are fewer than 10,000
 IMAGES_AT_ONCE = 1000  # in measurements, which need no gradient
 LEAST_SIGMA = 1 / 255 / math.sqrt(12)  # of rounding a pixel to a byte: a sharper density would mean nothing
 DIVERGED = 1e12  # KL, nats per image
@@ -93,7 +93,7 @@ def train(model, images, config=None, on_stage=None, on_iteration=None):
             x = images[batch]
             with mixed_precision(device):
                 recon_x, mu, logvar = model(x)
-            # A NaN is left to show in the loss.
+            # A NaN in recon_x still shows in the loss; sigma has to be a number.
             sigma = config.sigma or optimal_sigma(x, recon_x).detach().clamp(min=LEAST_SIGMA).nan_to_num(1.0)
             loss, nll, kl = elbo_loss(x, recon_x, mu, logvar, sigma, return_parts=True)
             if not (loss.isfinite() and kl < DIVERGED):
@@ -226,7 +226,7 @@ def train_or_resume(run, dataset, settings, bar):
     Raises
     ------
     InputError
-        If the training diverges, or the checkpoint to take over is none.
+        If the training diverges, or the file to take over is no checkpoint.
     """
     path = checkpoint_path(run, settings)
     device = choose_device(settings.device)
@@ -347,7 +347,10 @@ def draw_checkpoint(description, plot, with_data=True):
 
 @torch.no_grad()
 def calibrated_sigma(model, images):
-    """Return the standard deviation of greatest likelihood of the decoder for `images`, a float in pixel values."""
+    """Return the decoder's standard deviation of greatest likelihood for `images`, a float in pixel values.
+
+    The images are on the model's device; one code for each is drawn from torch's global generator.
+    """
     squares = [len(x) * optimal_sigma(x, model(x)[0]).square() for x in images.split(IMAGES_AT_ONCE)]
     return max(LEAST_SIGMA, math.sqrt(sum(squares) / len(images)))
 

@@ -1,7 +1,7 @@
 """`python -m evidence`: everything that REPORT.md rests on, below figures/evidence/, then the numbers of the pages.
 
 The main runs are measured just as main.py does; then come the repeated seeds, the latent sizes and the runs with
-sigma = 1. Takes the options of main.py; with --resume it takes over what either made before.
+sigma = 1. Takes the options of main.py but for --sigma; with --resume it takes over what either made before.
 """
 
 import sys
@@ -54,7 +54,7 @@ def make_everything(settings, folder, pages):
     config = settings.train_config(len(dataset.train_images))
     main_runs = [Run(name, dim, config) for name in settings.architectures for dim in settings.latent_dims]
     runs = planned_runs(settings, config)
-    everything = list(dict.fromkeys([*main_runs, *runs]))
+    everything = list(dict.fromkeys([*main_runs, *runs]))  # runs may hold the main runs too
     results = report.new_results(settings, config, dataset, choose_device(settings.device))
     results["gmm"] = gmm_entropy.solve_problem_1(settings.seed)
     with progress_bar(everything, dataset) as bar:

@@ -1,9 +1,9 @@
 """Speed, measured side by side with what one would use instead: `python -m evidence.benchmark`.
 
 Each measurement is a function that returns a table; its docstring, printed above the table, says what is compared and
-why under these settings. Contenders take turns in one process, with the same threads, batch size and images. After one
-uncounted turn each, ratios are taken within a turn, so that a slow moment hits both sides, and the table shows their
-median, the least and the greatest. The other side needs `pip install -r requirements-benchmark.txt`.
+why under these settings. Contenders take turns with the same threads, batch size and images. After one uncounted turn
+each, ratios are taken within a turn, so that a slow moment hits both sides, and the table shows their median, the least
+and the greatest. The other side needs `pip install -r requirements-benchmark.txt`.
 """
 
 import contextlib
@@ -488,9 +488,7 @@ def plot_elbo_against_time(curves, bench):
     axes.set_title("\n".join(filter(None, [title, bench.dataset.note])))
     axes.grid(alpha=0.3)
     axes.legend()
-    save_figure(
-        figure, (Path(tempfile.gettempdir()) if bench.scale is QUICK else PROJECT / "figures" / "evidence") / FIGURE
-    )
+    save_figure(figure, (Path(tempfile.gettempdir()) if bench.scale is QUICK else FIGURES) / FIGURE)
 
 
 def entropy_against_libraries(bench):
