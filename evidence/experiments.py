@@ -1,7 +1,8 @@
 """The experiments behind items 2.5 and 2.6, and the likelihood's own: what is trained, and what is measured.
 
-The fully connected network at seven latent sizes, and once more with sigma = 1, the convolutional one at the main sizes,
-each with three seeds: the bounds, the codes, and how good samples are. What is measured is kept beside the checkpoints, so that --resume takes it over.
+The fully connected network at seven latent sizes, and once more with sigma = 1, and the convolutional one at the main
+sizes, each with three seeds: the bounds, the codes, and how good samples are. What is measured is kept beside the
+checkpoints, so that --resume takes it over.
 """
 
 import copy
