@@ -141,20 +141,14 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(EXIT_INPUT_ERROR, f"{self.prog}: error: {message}\n")
 
 
-def parse_settings(arguments=None):
-    """Make `Settings` from main.py's command line; exits with status 2 and one line on an argument that will not do."""
-    return parse(
-        Settings,
-        arguments,
-        prog="main.py",
-        description="Make every figure and number of the assignment: Gaussian mixtures, then VAEs on MNIST.",
-    )
-
-
-def parse(settings, arguments, **parser):
-    """Make a dataclass of `option` fields from a command line; exits with status 2 and one line on what will not do."""
-    parser = OneLineParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter, **parser)
-    for setting in fields(settings):
+def parse_settings(
+    arguments=None,
+    prog="main.py",
+    description="Make every figure and number of the assignment: Gaussian mixtures, then VAEs on MNIST.",
+):
+    """Make `Settings` from a command line; exits with status 2 and one line on an argument that cannot be used."""
+    parser = OneLineParser(prog, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    for setting in fields(Settings):
         flag = "--" + setting.name.replace("_", "-")
         if setting.type is bool:
             parser.add_argument(flag, action="store_true", help=setting.metadata["help"])
@@ -162,7 +156,7 @@ def parse(settings, arguments, **parser):
             parser.add_argument(flag, **{"type": setting.type, "default": setting.default, **setting.metadata})
     values = vars(parser.parse_args(arguments))
     try:
-        return settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        return Settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
     except InputError as error:
         parser.error(str(error))
 

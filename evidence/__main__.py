@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from config import EXIT_INTERRUPTED, Settings, check, parse, say, user_errors_in_one_line
+from config import EXIT_INTERRUPTED, Settings, check, parse_settings, say, user_errors_in_one_line
 from files import writing_alone_in
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -17,7 +17,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 def main(arguments=None):
     """Run the command line `arguments`, by default those of the process."""
     description = "Make what goes beyond the assignment, below FIGURES/evidence, and the numbers of REPORT.md."
-    settings = parse(Settings, arguments, prog="python -m evidence", description=description)
+    settings = parse_settings(arguments, "python -m evidence", description)
     figures = Path(settings.figures)
     folder = figures / "evidence"
     ours = figures.resolve() == PROJECT / "figures"
