@@ -108,7 +108,8 @@ def elbo_loss(x, recon_x, mu, logvar, sigma=1.0, reduction="mean", return_parts=
     """
     nll = negative_log_likelihood(x, recon_x, sigma, reduction)
     kl = kl_diag_normal(mu, logvar, reduction)
-    return (nll + kl, nll, kl) if return_parts else nll + kl
+    loss = nll + kl
+    return (loss, nll, kl) if return_parts else loss
 
 
 def optimal_sigma(x, recon_x):

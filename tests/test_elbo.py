@@ -218,6 +218,15 @@ def test_loss_is_minus_the_log_densities_that_it_stands_for(digits, blurred, pos
         torch.testing.assert_close(negative_log_likelihood(x, recon_x, **options), nll.mean(), rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_loss_comes_with_its_two_terms_where_they_are_asked_for(digits, blurred, posterior, reduction):
+    mu, logvar = (value.float() for value in posterior)
+    loss, nll, kl = elbo_loss(digits, blurred, mu, logvar, 0.3, reduction, return_parts=True)
+    assert torch.equal(loss, elbo_loss(digits, blurred, mu, logvar, 0.3, reduction))
+    assert torch.equal(nll, negative_log_likelihood(digits, blurred, 0.3, reduction))
+    assert torch.equal(kl, kl_diag_normal(mu, logvar, reduction))
+
+
 def test_gradients_are_those_of_finite_differences(posterior):
     x, recon_x = random_tensor(8, 2, 3, seed=3), random_tensor(8, 2, 3, seed=4).requires_grad_()
     mu, logvar = (value.clone().requires_grad_() for value in posterior)
