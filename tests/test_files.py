@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -198,6 +199,14 @@ def test_folder_is_for_one_writer_at_a_time_and_named_once_though_given_twice(tm
                 enter(tmp_path / "free", tmp_path / folder)
         enter(tmp_path / "free")
     enter(tmp_path / "a", tmp_path / "b")
+
+
+def test_folder_that_is_taken_is_refused_at_once(tmp_path):
+    with writing_alone_in(tmp_path):
+        started = time.monotonic()
+        with pytest.raises(InputError):
+            enter(tmp_path)
+    assert time.monotonic() - started < 0.9  # seconds
 
 
 def test_folder_is_free_again_after_an_error(tmp_path):
