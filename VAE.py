@@ -10,17 +10,43 @@ from torch import nn
 
 IMAGE_SHAPE = (1, 28, 28)
 PIXELS = 28 * 28
-MAX_LOGVAR = 10.0  # of a code: its KL, (e^10 - 11) / 2 = 11,000 nats, is more than any code can be worth
+WIDTH = 384  # of the residual layers next to the code
+MAX_LOGVAR = 3.0  # of a code, the prior having 0: a dimension of an image unlike all others costs 8 nats at most
 
 
-def conv_networks(latent_dim):
-    """Convolutional encoder and decoder.
+class Residual(nn.Module):
+    """Two linear layers whose output is added to their input, both of shape (B, WIDTH); at first they add nothing.
+
+    Signal and gradient pass it unweakened (He et al. 2016), so that depth next to the code costs no stability.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.SiLU(), nn.Linear(WIDTH, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH))
+
+    def forward(self, x):
+        """Return x plus what the layers make of it."""
+        return x + self.layers(x)
+
+
+def to_posterior(latent_dim):
+    """The encoders' last layers: from (B, WIDTH) to the code's mean and log-variance, (B, 2K)."""
+    return Residual(), nn.SiLU(), nn.Linear(WIDTH, 2 * latent_dim)
+
+
+def from_code(latent_dim):
+    """The decoders' first layers: from a code (B, K) to (B, WIDTH)."""
+    return nn.Linear(latent_dim, WIDTH), Residual(), nn.SiLU()
+
+
+def conv_encoder(latent_dim):
+    """Convolutional encoder.
 
     Convolutions over a one-channel image keep a processor waiting for memory. The image is therefore folded to four
     channels of 14x14 (`PixelUnshuffle`), and the decoder unfolds its output the same way (`PixelShuffle`, Shi et al.
-    2016).
+    2016). 1x1 convolutions narrow the channels where they meet linear layers, which would else hold most weights.
     """
-    encoder = nn.Sequential(
+    return nn.Sequential(
         nn.PixelUnshuffle(2),  # (4, 14, 14)
         nn.Conv2d(4, 32, kernel_size=3, padding=1),
         nn.SiLU(),
@@ -28,17 +54,23 @@ def conv_networks(latent_dim):
         nn.SiLU(),
         nn.Conv2d(32, 64, kernel_size=3, stride=2, padding=1),  # (64, 7, 7)
         nn.SiLU(),
+        nn.Conv2d(64, 16, kernel_size=1),
+        nn.SiLU(),
         nn.Flatten(),
-        nn.Linear(64 * 7 * 7, 256),
-        nn.SiLU(),
-        nn.Linear(256, 2 * latent_dim),
+        nn.Linear(16 * 7 * 7, WIDTH),
+        *to_posterior(latent_dim),
     )
-    decoder = nn.Sequential(
-        nn.Linear(latent_dim, 256),
+
+
+def conv_decoder(latent_dim):
+    """Convolutional decoder."""
+    return nn.Sequential(
+        *from_code(latent_dim),
+        nn.Linear(WIDTH, 16 * 7 * 7),
         nn.SiLU(),
-        nn.Linear(256, 64 * 7 * 7),
+        nn.Unflatten(1, (16, 7, 7)),
+        nn.Conv2d(16, 64, kernel_size=1),
         nn.SiLU(),
-        nn.Unflatten(1, (64, 7, 7)),
         nn.Conv2d(64, 64, kernel_size=3, padding=1),
         nn.SiLU(),
         nn.Conv2d(64, 4 * 32, kernel_size=3, padding=1),
@@ -49,43 +81,42 @@ def conv_networks(latent_dim):
         nn.Conv2d(32, 4, kernel_size=3, padding=1),
         nn.PixelShuffle(2),  # (1, 28, 28)
     )
-    return encoder, decoder
 
 
-def mlp_networks(latent_dim):
-    """Fully connected encoder and decoder (item 2.5)."""
-    encoder = nn.Sequential(
-        nn.Flatten(),
-        nn.Linear(PIXELS, 1024),
-        nn.SiLU(),
-        nn.Linear(1024, 512),
-        nn.SiLU(),
-        nn.Linear(512, 2 * latent_dim),
+def mlp_encoder(latent_dim):
+    """Fully connected encoder (item 2.5)."""
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(PIXELS, 768), nn.SiLU(), nn.Linear(768, WIDTH), *to_posterior(latent_dim)
     )
-    decoder = nn.Sequential(
-        nn.Linear(latent_dim, 512),
+
+
+def mlp_decoder(latent_dim):
+    """Fully connected decoder (item 2.5)."""
+    return nn.Sequential(
+        *from_code(latent_dim),
+        nn.Linear(WIDTH, 768),
         nn.SiLU(),
-        nn.Linear(512, 1024),
-        nn.SiLU(),
-        nn.Linear(1024, PIXELS),
+        nn.Linear(768, PIXELS),
         nn.Unflatten(1, IMAGE_SHAPE),
     )
-    return encoder, decoder
 
 
-# name: function from the latent size to an encoder (B, 1, 28, 28) -> (B, 2K) and a decoder (B, K) -> (B, 1, 28, 28)
-ARCHITECTURES = {"conv": conv_networks, "mlp": mlp_networks}
+# name: functions of the latent size, to an encoder (B, 1, 28, 28) -> (B, 2K) and to a decoder (B, K) -> (B, 1, 28, 28)
+ARCHITECTURES = {"conv": (conv_encoder, conv_decoder), "mlp": (mlp_encoder, mlp_decoder)}
 
 
 def _initialize(layer):
     """Draw a convolution's weights so that they about keep a signal's size (He et al. 2015, derived for ReLU).
 
     torch's default shrinks it in each of them: z then hardly reaches the image, and training can settle where the code
-    is ignored.
+    is ignored. Residual layers start as the identity.
     """
     if isinstance(layer, nn.Conv2d):
         nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
         nn.init.zeros_(layer.bias)
+    elif isinstance(layer, Residual):
+        nn.init.zeros_(layer.layers[-1].weight)
+        nn.init.zeros_(layer.layers[-1].bias)
 
 
 class VAE(nn.Module):
@@ -95,8 +126,8 @@ class VAE(nn.Module):
     ----------
     latent_dim : int
         K, the number of latent dimensions.
-    architecture : {"conv", "mlp"}
-        A name in `ARCHITECTURES`.
+    architecture : str
+        A name in `ARCHITECTURES`, "conv" or "mlp"; or the encoder's and the decoder's, as in "conv-mlp".
 
     Attributes
     ----------
@@ -113,11 +144,13 @@ class VAE(nn.Module):
         super().__init__()
         if type(latent_dim) is not int or latent_dim < 1:  # True is an instance of int
             raise ValueError(f"latent_dim must be a positive integer, not {latent_dim!r}")
-        if architecture not in ARCHITECTURES:
+        encoder, _, decoder = str(architecture).partition("-")
+        if not {encoder, decoder or encoder} <= set(ARCHITECTURES):
             raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, not {architecture!r}")
         self.latent_dim = latent_dim
         self.architecture = architecture
-        self.encoder, self.decoder = ARCHITECTURES[architecture](latent_dim)
+        self.encoder = ARCHITECTURES[encoder][0](latent_dim)
+        self.decoder = ARCHITECTURES[decoder or encoder][1](latent_dim)
         self.apply(_initialize)
         self.register_buffer("sigma", torch.tensor(1.0))
 
@@ -130,7 +163,7 @@ class VAE(nn.Module):
             raise ValueError(f"x must be (B, 1, 28, 28), (B, 28, 28) or (B, 784), not {tuple(x.shape)}")
         # Under autocast the networks compute in bfloat16; what follows them keeps the precision of x.
         mu, logvar = self.encoder(x.reshape(-1, *IMAGE_SHAPE)).to(x.dtype).chunk(2, dim=1)
-        # Without a bound one image unlike all others can get e^30, and its KL is then all that training sees.
+        # Without a bound one image can get e^30, and its KL is then all that training, or a mean over images, sees.
         return mu, logvar.clamp(max=MAX_LOGVAR)
 
     def reparameterize(self, mu, logvar):
