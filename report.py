@@ -3,9 +3,11 @@
 Every table is made from results.json alone.
 """
 
+import torch
+
 from config import STAGES
 from files import write_json, write_text
-from train import environment, held_out_count
+from train import environment, held_out_count, runs_at_once
 
 STAGE_FIGURES = {
     "latent_traversal": "Latent traversal",
@@ -17,6 +19,7 @@ STAGE_FIGURES = {
 
 def new_results(settings, config, dataset, device):
     """Start the contents of results.json with everything that is known before the run."""
+    at_once = runs_at_once(settings)
     return {
         "dataset": {
             "name": dataset.name,
@@ -30,7 +33,8 @@ def new_results(settings, config, dataset, device):
         "quick": settings.quick,
         "config": vars(config) | {"latent_dims": settings.latent_dims, "architectures": settings.architectures},
         "seed": settings.seed,
-        "environment": environment(device),
+        # Each run has its share of this process's threads.
+        "environment": environment(device) | {"runs_at_once": at_once, "threads": torch.get_num_threads() // at_once},
         "runs": {},
     }
 
@@ -72,8 +76,7 @@ def entropy_table(results):
     names = {"balanced": "1.2: π = (0.2, 0.5, 0.3)", "degenerate": "1.3: π = (1e-5, 1 − 2e-5, 1e-5)"}
     columns = {
         "mixture": "{name}",
-        "N": "{samples:,}",
-        "seed": "{seed}",
+        "N (seed)": "{samples:,} ({seed})",
         "Ĥ ± standard error": "{entropy:.4f} ± {standard_error:.4f}",
         "quadrature": "{quadrature:.6f}",
         "bounds": "{lower_bound:.6f} … {upper_bound:.6f}",
@@ -112,15 +115,13 @@ def gap_table(results):
         for key, method in gmm["gap_methods"].items()
     ]
     columns = {
-        "H(p) − H(N₂)": "{name}",
-        "N": "{samples:,}",
-        "nats": "{estimate:.3e}",
-        "standard error": "{standard_error:.1e}",
+        f"H(p) − H(N₂), N = {gmm['samples']:,}": "{name}",
+        "nats ± standard error": "{estimate:.3e} ± {standard_error:.1e}",
         "error in standard errors": "{error:+.1f}",
         f"root mean square of that over {gmm['calibration_runs']} runs": "{rms_error_in_standard_errors:.1f}",
         "N for a standard error of 1 %": "{samples_for_one_percent:.1e}",
     }
-    return table(rows, columns) + f"\n| quadrature |  | {exact:.6e} |  |  |  |  |"
+    return table(rows, columns) + f"\n| quadrature | {exact:.6e} |  |  |  |"
 
 
 def run_table(results):
@@ -130,12 +131,8 @@ def run_table(results):
         "parameters": "{parameters:,}",
         "training (s)": "{train_seconds:.0f}",
         "test ELBO": "{test[elbo]:.1f} ± {test[elbo_standard_error]:.1f}",
-        "NLL": "{test[nll]:.1f}",
-        "KL": "{test[kl]:.1f}",
         bound_heading(results): "{test[iw_log_likelihood]:.1f} ± {test[iw_standard_error]:.1f}",
         "ELBO of the same images": "{test[iw_elbo]:.1f}",
-        "σ": "{sigma:.4f}",
-        "active units": "{test[active_units]}",
     }
     return table([{"name": name, **run} for name, run in results["runs"].items()], columns)
 
@@ -148,15 +145,12 @@ def stage_table(results):
         for stage, numbers in run["stages"].items()
     ]
     columns = {
-        "run": "{name}",
-        "stage": "{stage}",
+        "run, stage": "{name}, {stage}",
         "iteration": "{iteration:,}",
         "test ELBO": "{test[elbo]:.1f}",
         "KL": "{test[kl]:.1f}",
-        "active units": "{test[active_units]}",
         "σ": "{sigma:.3f}",
         "5-NN accuracy of the map": "{tsne[knn_accuracy]:.3f}",
-        "trustworthiness": "{tsne[trustworthiness]:.3f}",
     }
     return table(rows, columns)
 

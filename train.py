@@ -7,19 +7,24 @@ the reconstruction against the KL by how good the reconstruction is, instead of 
 
 import io
 import math
+import os
 import platform
+import signal
 import sys
+import threading
 import time
+import warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 import torch
+from joblib import Parallel, parallel_config
 from matplotlib import color_sequences
 from matplotlib.figure import Figure
+from torch.nn import functional
 from tqdm import tqdm
 
 import mnist
@@ -37,6 +42,7 @@ from VAE import VAE
 ADAM_BETAS = (0.9, 0.99)
 UNSCALED = 10  # first iterations that the learning curve's axes need not hold
 HELD_OUT = 1000  # training images kept aside for calibrating the stored sigma; a tenth, if there are fewer than 10,000
+VARIATION = 0.1  # of a varied image: the entries of its linear map differ from the identity's by at most this
 IMAGES_AT_ONCE = 1000  # in measurements, which need no gradient
 LEAST_SIGMA = 1 / 255 / math.sqrt(12)  # of rounding a pixel to a byte: a sharper density would mean nothing
 DIVERGED = 1e12  # KL, nats per image
@@ -91,6 +97,8 @@ def train(model, images, config=None, on_stage=None, on_iteration=None):
         batches = shuffled_batches(len(images), config)
         for iteration, batch in enumerate(batches, start=1):
             x = images[batch]
+            if iteration <= config.varied * iterations:
+                x = vary(x)
             with mixed_precision(device):
                 recon_x, mu, logvar = model(x)
             # A NaN in recon_x still shows in the loss; sigma has to be a number.
@@ -146,6 +154,13 @@ def shuffled_batches(count, config):
         yield from torch.randperm(count).split(config.batch_size)
 
 
+def vary(images):
+    """Turn, shear and scale images (N, 1, 28, 28) a little about their centre, each by its own random linear map."""
+    maps = torch.eye(2).to(images) + images.new_empty(len(images), 2, 2).uniform_(-VARIATION, VARIATION)
+    grid = functional.affine_grid(functional.pad(maps, (0, 1)), images.shape, align_corners=False)
+    return functional.grid_sample(images, grid, align_corners=False)
+
+
 @contextmanager
 def seeded(seed):
     """Seed torch's global generators for a block, and leave them afterwards as they were before."""
@@ -199,10 +214,53 @@ class Run:
         return f"{self.architecture}_z{self.latent_dim}" + (f"_{self.variant}" if self.variant else "")
 
 
-def progress_bar(runs, dataset):
-    """Return a tqdm bar over all iterations of some runs."""
-    total = sum(count_iterations(len(dataset.train_images), run.config) for run in runs)
-    return tqdm(total=total, unit="it", smoothing=0.02, dynamic_ncols=True)
+def side_by_side(calls, settings):
+    """Make calls, each a `joblib.delayed` one, and yield what they return, in their order.
+
+    As many run at once as `runs_at_once` says, if more than one then in processes with a thread each: networks as small
+    as these gain little from more. The processes leave an interrupt to this one, which ends them.
+    """
+    # Two for a single call too: one would not be a process, and would have all threads.
+    jobs = min(runs_at_once(settings), max(2, len(calls)))
+    warnings.filterwarnings("ignore", "Failed to kill subprocesses")  # loky without pgrep: it has killed all there are
+    processes = {"inner_max_num_threads": 1, "initializer": join_parent, "initargs": (os.getpid(),)}
+    with parallel_config("loky", **processes), ignoring_interrupts():
+        results = Parallel(jobs, return_as="generator")(calls)
+    yield from results
+
+
+def runs_at_once(settings):
+    """Return how many runs `side_by_side` makes at once: on a CPU as many as torch has threads, in a trial one."""
+    alone = settings.quick or choose_device(settings.device).type != "cpu"
+    return 1 if alone else torch.get_num_threads()
+
+
+def join_parent(parent):
+    """Make this process end within a second of its parent, and write to the terminal without a lock of its own."""
+    tqdm.set_lock(threading.RLock())  # tqdm's would be reported as leaked when this process is ended
+
+    def end_after_parent():
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=end_after_parent, daemon=True).start()
+
+
+@contextmanager
+def ignoring_interrupts():
+    """Ignore Ctrl-C for a block; processes started in it ignore it for good."""
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def progress_bar(run, dataset, line=0):
+    """Return a tqdm bar over the iterations of a run, in that line of those below the cursor."""
+    total = count_iterations(len(dataset.train_images), run.config)
+    return tqdm(total=total, unit="it", smoothing=0.02, dynamic_ncols=True, position=line)
 
 
 def train_or_resume(run, dataset, settings, bar):
@@ -424,6 +482,8 @@ def standard_error(values):
 
 # ---- Item 2.4: the learning curve
 
+LINE_STYLES = ("-", "--", ":", "-.", (0, (1, 3)), (0, (6, 3)), (0, (8, 2, 2, 2)))
+
 
 def plot_elbo_curve(history, path, test_elbo=None, until=None, title=""):
     """Write item 2.4's learning curve to `path`: the ELBO of every iteration, beside it its two parts.
@@ -437,45 +497,53 @@ def plot_elbo_curve(history, path, test_elbo=None, until=None, title=""):
     test_elbo : dict, optional
         {stage: test ELBO in nats per image}, drawn at the stages' iterations.
     until : int, optional
-        The last iteration to draw; the axes stay those of the whole training, so that stages can be compared.
+        The last iteration to draw; the axes fit what is drawn.
     title : str
     """
     until = until or len(history["loss"])
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    curves = {name: [-value for value in history[name][:until]] for name in ("loss", "nll", "kl")}
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
     figure.suptitle(title)
-    whole, parts = figure.subplots(1, 2)
-    blue, orange, red, *_ = color_sequences["petroff10"]
-    elbo = [-loss for loss in history["loss"]]
-    reconstruction = [-nll for nll in history["nll"]]
-    _draw_curve(whole, elbo, until, blue, "ELBO, training batches")
-    if test_elbo:
-        reached = {stage: at for stage, at in history["stages"].items() if stage in test_elbo and at <= until}
-        at_stages = [test_elbo[stage] for stage in reached]
-        whole.plot(reached.values(), at_stages, "o", color=orange, markeredgecolor="black", label="ELBO, test set")
-    _draw_curve(parts, reconstruction, until, blue, "reconstruction, −NLL")
-    _draw_curve(parts, [-kl for kl in history["kl"]], until, red, "−KL")
-    _set_curve_axes(whole, [elbo], "ELBO (nats per image)")
-    _set_curve_axes(parts, [reconstruction, [0.0]], "parts of the ELBO (nats per image)")
+    panels = figure.subplot_mosaic([["loss", "nll"], ["loss", "kl"]])
+    blue, orange, *_ = color_sequences["petroff10"]
+    reached = {stage: at for stage, at in history["stages"].items() if stage in (test_elbo or ()) and at <= until}
+    at_stages = [test_elbo[stage] for stage in reached]
+    shown_too = {"loss": at_stages, "nll": [], "kl": [0.0]}
+    for (name, values), label in zip(curves.items(), ("ELBO", "−NLL", "−KL"), strict=True):
+        iterations = range(1, until + 1)
+        panels[name].plot(iterations, values, color=blue, alpha=0.25, linewidth=0.8)
+        panels[name].plot(iterations, _running_mean(values), color=blue, label="training batches, running mean")
+        _set_curve_axes(panels[name], [values, shown_too[name]], f"{label} (nats per image)")
+    if reached:
+        panels["loss"].plot(reached.values(), at_stages, "o", color=orange, markeredgecolor="black", label="test set")
+    panels["loss"].legend(loc="upper left")
     save_figure(figure, path)
 
 
 def plot_elbo_curves(histories, path, title=""):
-    """Write the ELBO per iteration of several runs, {name: history}, into one figure at `path`."""
+    """Write the running mean of each run's ELBO, {`Run`: history}, into one figure at `path`.
+
+    A colour for each network, and a line style for each latent size.
+    """
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
     axes.set_title(title)
-    elbos = {name: [-loss for loss in history["loss"]] for name, history in histories.items()}
-    for (name, elbo), color in zip(elbos.items(), cycle(color_sequences["petroff10"]), strict=False):
-        _draw_curve(axes, elbo, len(elbo), color, name)
-    _set_curve_axes(axes, elbos.values(), "ELBO of the training batch (nats per image)")
+    elbos = {run: [-loss for loss in history["loss"]] for run, history in histories.items()}
+    networks = list(dict.fromkeys(run.architecture for run in histories))
+    sizes = list(dict.fromkeys(run.latent_dim for run in histories))
+    for run, elbo in elbos.items():
+        network, size = networks.index(run.architecture), sizes.index(run.latent_dim)
+        axes.plot(
+            range(1, len(elbo) + 1),
+            _running_mean(elbo),
+            color=color_sequences["petroff10"][network],
+            linestyle=LINE_STYLES[size % len(LINE_STYLES)],
+            linewidth=3 / (1 + network),  # the one on top is narrower, and hides none below it
+            label=run.name,
+        )
+    _set_curve_axes(axes, elbos.values(), "ELBO of the training batches, running mean (nats per image)")
+    axes.legend(loc="upper left")
     save_figure(figure, path)
-
-
-def _draw_curve(axes, values, until, color, label):
-    """Draw values against their iterations, faintly, and their running mean on top."""
-    iterations = range(1, until + 1)
-    axes.plot(iterations, values[:until], color=color, alpha=0.25, linewidth=0.8)
-    axes.plot(iterations, _running_mean(values)[:until], color=color, label=label)
 
 
 def _running_mean(values):
@@ -490,9 +558,8 @@ def _running_mean(values):
 def _set_curve_axes(axes, curves, label):
     """Scale the axes to whole curves, save for the first iterations, whose depth can flatten all the rest."""
     longest = max(map(len, curves))
-    shown = [value for curve in curves for value in curve[min(UNSCALED, len(curve) // 3) :]]
+    shown = [value for curve in curves for value in curve[min(UNSCALED, len(curve) // 10) :]]
     margin = 0.05 * (max(shown) - min(shown)) or 1.0  # nats, around a training of one iteration
     axes.set(xscale="log", xlim=(1, 1.2 * longest), ylim=(min(shown) - margin, max(shown) + margin))
     axes.set(xlabel="iteration", ylabel=label)
     axes.grid(alpha=0.3)
-    axes.legend(loc="upper left")

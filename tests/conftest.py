@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 
 import mnist
 from config import TrainConfig
@@ -36,6 +37,28 @@ def digits_parsed_once():
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory):
     return mnist.load(tmp_path_factory.mktemp("data"), offline=True)
+
+
+@pytest.fixture(scope="session")
+def foreign_data(dataset, tmp_path_factory):
+    """A folder with a set that is not MNIST, its own name beyond Latin-1.
+
+    Black digits on white, of three classes only, as few as are accepted.
+    """
+    root = tmp_path_factory.mktemp("data") / "Číslice für π"
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, images, labels in (
+        ("train", dataset.train_images, dataset.train_labels),
+        ("t10k", dataset.test_images, dataset.test_labels),
+    ):
+        few = (labels < 3).nonzero().flatten()[: mnist.LEAST_IMAGES]
+        header = np.array([2051, len(few), 28, 28], dtype=">u4").tobytes()
+        pixels = (255 * (1 - images[few])).round().byte().numpy().tobytes()
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(header + pixels)
+        header = np.array([2049, len(few)], dtype=">u4").tobytes()
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(header + labels[few].byte().numpy().tobytes())
+    return root
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +102,7 @@ def drawn(monkeypatch):
 
     def remember(figure, path, **_):
         figures.append(figure)
-        path.touch()
+        Image.new("L", (1, 1)).save(path, "png", dpi=(1, 1))
 
     monkeypatch.setattr(Figure, "savefig", remember)
     return figures

@@ -116,26 +116,9 @@ def assert_refused(result, *words, after=""):
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """The arguments of the smallest run that has every part: one network, on a set that is not MNIST.
-
-    Black digits on white, of three classes only, as few as are accepted, in a folder with letters beyond Latin-1.
-    """
-    packaged = mnist.load(tmp_path_factory.mktemp("nowhere"), offline=True)
-    root = tmp_path_factory.mktemp("data") / "Číslice für π"
-    raw = root / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    for part, images, labels in (
-        ("train", packaged.train_images, packaged.train_labels),
-        ("t10k", packaged.test_images, packaged.test_labels),
-    ):
-        few = (labels < 3).nonzero().flatten()[: mnist.LEAST_IMAGES]
-        header = np.array([2051, len(few), 28, 28], dtype=">u4").tobytes()
-        pixels = (255 * (1 - images[few])).round().byte().numpy().tobytes()
-        (raw / f"{part}-images-idx3-ubyte").write_bytes(header + pixels)
-        header = np.array([2049, len(few)], dtype=">u4").tobytes()
-        (raw / f"{part}-labels-idx1-ubyte").write_bytes(header + labels[few].byte().numpy().tobytes())
-    return (*SMALL, "--data-root", str(root))
+def small(foreign_data):
+    """The arguments of the smallest run that has every part: one network, on a set that is not MNIST."""
+    return (*SMALL, "--data-root", str(foreign_data))
 
 
 @pytest.fixture(scope="module")

@@ -9,14 +9,14 @@ import sys
 import time
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
+from itertools import combinations
 from pathlib import Path
 
 import matplotlib
 import mlxtend
 import numpy as np
 import pytest
-import scipy
+import scipy.ndimage
 import sklearn
 import torch
 import torchvision
@@ -31,6 +31,7 @@ from train import (
     ADAM_BETAS,
     DIVERGED,
     LEAST_SIGMA,
+    VARIATION,
     Run,
     calibrated_sigma,
     checkpoint_path,
@@ -56,6 +57,7 @@ from train import (
     standard_error,
     train,
     train_or_resume,
+    vary,
 )
 from VAE import ARCHITECTURES, VAE
 
@@ -133,6 +135,33 @@ def test_epochs_are_permutations_and_differ():
     first, second = torch.cat(batches[:4]), torch.cat(batches[4:])
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(100))
     assert not torch.equal(first, second)
+
+
+def test_varied_images_are_the_originals_under_linear_maps_near_the_identity(dataset):
+    images = dataset.train_images[:40]
+    with seeded(3):
+        varied = vary(images)
+    with seeded(3):
+        changes = torch.empty(40, 2, 2).uniform_(-VARIATION, VARIATION).double().numpy()
+    center = np.full(2, 13.5)
+    for image, found, change in zip(images, varied, changes, strict=True):
+        to_source = (np.eye(2) + change)[::-1, ::-1]  # scipy counts rows before columns
+        offset = center - to_source @ center
+        expected = scipy.ndimage.affine_transform(image[0].numpy(), to_source, offset, order=1, mode="grid-constant")
+        np.testing.assert_allclose(found[0], expected, atol=1e-4)
+    assert 0.9 * VARIATION < np.abs(changes).max() <= VARIATION
+    assert 0.02 < (varied - images).abs().mean() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("varied", "expected"), [(0.0, []), (0.5, [1, 2, 3]), (0.9, [1, 2, 3, 4, 5]), (1.0, [*range(1, 7)])]
+)
+def test_images_are_varied_in_the_first_share_of_the_iterations(dataset, monkeypatch, varied, expected):
+    seen, calls = [], []
+    monkeypatch.setattr("train.vary", lambda images: calls.append(len(seen) + 1) or images)
+    config = TrainConfig(epochs=2, batch_size=12, varied=varied)  # 36 images: 6 iterations
+    train(make(), dataset.train_images[:40], config, on_iteration=seen.append)
+    assert calls == expected
 
 
 @pytest.mark.parametrize(
@@ -541,10 +570,10 @@ def test_first_weights_are_drawn_with_the_seed_of_the_run(seed):
     assert not equal_weights(weights(make(3, seed=seed)), weights(make(3, seed=2)))
 
 
-def test_bar_counts_the_iterations_of_all_runs(few):
-    runs = [Run("mlp", 2, SMALL), Run("conv", 2, replace(SMALL, epochs=5))]
-    with progress_bar(runs, few) as bar:
-        assert bar.total == 2 * 3 + 5 * 3
+def test_bar_counts_the_iterations_of_its_run_in_its_own_line(few):
+    with progress_bar(Run("conv", 2, replace(SMALL, epochs=5)), few, line=2) as bar:
+        assert bar.total == 5 * 3
+        assert abs(bar.pos) == 2
 
 
 def test_run_is_trained_and_kept_whole(perform, settings, few):
@@ -645,9 +674,8 @@ def test_origin_tells_apart_all_that_weights_follow_from(few, dataset, monkeypat
             patch.setattr(target, value)
             origins.append(made_from(run, few, CPU))
     with monkeypatch.context() as patch:
-        patch.setitem(
-            ARCHITECTURES, "mlp", lambda latent_dim: (nn.Linear(784, 2 * latent_dim), nn.Linear(latent_dim, 784))
-        )
+        _, decoder = ARCHITECTURES["mlp"]
+        patch.setitem(ARCHITECTURES, "mlp", (lambda latent_dim: nn.Linear(784, 2 * latent_dim), decoder))
         origins.append(made_from(run, few, CPU))
     texts = [json.dumps(origin, sort_keys=True) for origin in origins]
     assert len(set(texts)) == len(texts) == 1 + 8 + 2 + 3 + 1
@@ -758,51 +786,59 @@ def faint_lines(axes):
 def test_curve_shows_elbo_and_its_parts_at_every_iteration(history, drawn, tmp_path):
     test_elbo = {"begin": -60.0, "middle": 380.0, "end": 520.0}
     plot_elbo_curve(history, tmp_path / "a.png", test_elbo)
-    whole, parts = drawn[0].axes
-    elbo, reconstruction, kl = (-np.array(history[name]) for name in ("loss", "nll", "kl"))
-    assert np.array_equal(faint_lines(whole), [elbo])
-    assert np.array_equal(faint_lines(parts), [reconstruction, kl])
-    iterations, values = line(whole, "ELBO, test set")
+    names = {"ELBO (nats per image)": "loss", "−NLL (nats per image)": "nll", "−KL (nats per image)": "kl"}
+    assert [axes.get_ylabel() for axes in drawn[0].axes] == list(names)
+    for axes, name in zip(drawn[0].axes, names.values(), strict=True):
+        assert np.array_equal(faint_lines(axes), [-np.array(history[name])])
+    iterations, values = line(drawn[0].axes[0], "test set")
     assert (list(iterations), list(values)) == ([10, 150, 300], [-60, 380, 520])
 
 
 def test_running_mean_is_over_a_tenth_of_the_iterations_on_either_side(history, drawn, tmp_path):
     plot_elbo_curve(history, tmp_path / "a.png")
     elbo = -np.array(history["loss"])
-    iterations, smooth = line(drawn[0].axes[0], "ELBO, training batches")
+    iterations, smooth = line(drawn[0].axes[0], "training batches, running mean")
     assert np.array_equal(iterations, np.arange(1, 301))
     near = [abs(iterations - i) <= 0.1 * i + 1e-9 for i in iterations]
     assert smooth == pytest.approx([elbo[window].mean() for window in near])
 
 
-def test_stages_draw_up_to_their_iteration_on_the_axes_of_the_whole_training(history, drawn, tmp_path):
+def test_stages_draw_up_to_their_iteration_and_no_further(history, drawn, tmp_path):
     test_elbo = {"begin": -60.0, "middle": 380.0, "end": 520.0}
     for stage, until in history["stages"].items():
         plot_elbo_curve(history, tmp_path / f"{stage}.png", test_elbo, until)
     for number, (figure, until) in enumerate(zip(drawn, history["stages"].values(), strict=True), start=1):
         assert [len(values) for axes in figure.axes for values in faint_lines(axes)] == [until] * 3
-        assert len(line(figure.axes[0], "ELBO, test set")[0]) == number
-    for first, second in pairwise(drawn):
-        for axes, same_axes in zip(first.axes, second.axes, strict=True):
-            assert axes.get_xlim() == same_axes.get_xlim()
-            assert axes.get_ylim() == same_axes.get_ylim()
+        assert [axes.get_xlim() for axes in figure.axes] == [pytest.approx((1, 1.2 * until))] * 3
+        assert len(line(figure.axes[0], "test set")[0]) == number
 
 
 def test_axes_leave_out_the_depth_of_the_first_iterations_only(history, drawn, tmp_path):
-    plot_elbo_curve(history, tmp_path / "a.png")
+    test_elbo = {"begin": -60.0, "middle": 380.0, "end": 720.0}
+    plot_elbo_curve(history, tmp_path / "a.png", test_elbo)
     elbo = -np.array(history["loss"])
     low, high = drawn[0].axes[0].get_ylim()
     assert elbo[:2].max() < low < elbo[10:].min()
-    assert high > elbo.max()
+    assert high > max(elbo.max(), 720)  # what was measured on the test set is seen too
+    assert drawn[0].axes[2].get_ylim()[1] > 0
 
 
-def test_all_runs_are_in_one_figure(history, drawn, tmp_path):
-    better = {**history, "loss": [loss - 50 for loss in history["loss"]]}
-    plot_elbo_curves({"conv": history, "mlp": better}, tmp_path / "a.png")
+def test_runs_are_told_apart_by_the_colour_of_the_network_and_the_style_of_the_size(history, drawn, tmp_path):
+    names = ("conv", "mlp"), (2, 16, 32)
+    runs = [Run(architecture, dim, TrainConfig()) for architecture in names[0] for dim in names[1]]
+    histories = {run: {"loss": [loss - 50 * k for loss in history["loss"]]} for k, run in enumerate(runs)}
+    plot_elbo_curves(histories, tmp_path / "a.png")
+    plot_elbo_curve(history, tmp_path / "b.png")
     (axes,) = drawn[0].axes
-    assert np.array_equal(faint_lines(axes), [-np.array(run["loss"]) for run in (history, better)])
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["conv", "mlp"]
-    assert len({line.get_color() for line in axes.lines}) == 2
+    smooth = line(drawn[1].axes[0], "training batches, running mean")[1]
+    for k, run in enumerate(runs):
+        assert line(axes, run.name)[1] == pytest.approx(smooth + 50 * k)
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [run.name for run in runs]
+    styles = dict(zip(runs, axes.lines, strict=True))
+    for run, other in combinations(runs, 2):
+        assert (styles[run].get_color() == styles[other].get_color()) == (run.architecture == other.architecture)
+        assert (styles[run].get_linestyle() == styles[other].get_linestyle()) == (run.latent_dim == other.latent_dim)
+    assert axes.lines[0].get_linewidth() > axes.lines[-1].get_linewidth()  # so that neither hides the other
 
 
 @pytest.mark.parametrize("length", [1, 6, 100])
@@ -813,19 +849,18 @@ def test_axes_hold_the_whole_curve_but_for_its_first_iterations_with_a_margin(le
     axes = drawn[0].axes[0]
     assert axes.get_xscale() == "log"
     assert axes.get_xlim() == pytest.approx((1, 1.2 * length))
-    first, last = min(10, length // 3) ** 2, (length - 1) ** 2  # of what must be seen
+    first, last = (length // 10) ** 2, (length - 1) ** 2  # of what must be seen
     margin = 0.05 * (last - first) or 1.0
     assert axes.get_ylim() == pytest.approx((first - margin, last + margin))
     assert axes.get_xlabel() == "iteration"
-    assert axes.get_ylabel() == "ELBO (nats per image)"
     assert axes.xaxis.get_gridlines()[0].get_visible()
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["ELBO, training batches"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["training batches, running mean"]
 
 
 def test_stages_that_coincide_are_drawn_once_they_are_measured(history, drawn, tmp_path):
     short = {**history, "stages": {"begin": 150, "middle": 150, "end": 300}}
     plot_elbo_curve(short, tmp_path / "a.png", {"begin": 380.0}, until=150)
-    iterations, values = line(drawn[0].axes[0], "ELBO, test set")
+    iterations, values = line(drawn[0].axes[0], "test set")
     assert (list(iterations), list(values)) == ([150], [380])
 
 
@@ -834,7 +869,7 @@ def test_shortest_trainings_have_curves(iterations, tmp_path):
     values = [300.0, 200.0][:iterations]
     short = {"loss": values, "nll": values, "kl": [0.0] * iterations, "stages": {"begin": 1, "middle": 1}}
     plot_elbo_curve(short, tmp_path / "a.png", {"begin": -310.0, "middle": -310.0})
-    plot_elbo_curves({"run": short}, tmp_path / "b.png")
+    plot_elbo_curves({Run("conv", 2, TrainConfig()): short}, tmp_path / "b.png")
     assert (tmp_path / "a.png").exists()
     assert (tmp_path / "b.png").exists()
 
