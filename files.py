@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from PIL import Image
 
 DOTS_PER_INCH = 150
 # One fixed name for each file, so that what a killed run left is overwritten, or found and removed.
@@ -103,3 +104,12 @@ def save_figure(figure, path):
     """Write a matplotlib figure to `path` as PNG."""
     with whole_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH)
+        use_palette(temporary)
+
+
+def use_palette(path):
+    """Give a PNG a palette of 256 colours: greys stay what they are, others to the eye, in half the bytes."""
+    with Image.open(path) as image:
+        # Of Pillow's methods this one has the smallest greatest error; without dithering, surfaces stay smooth.
+        few = image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        few.save(path, "png", optimize=True, dpi=image.info["dpi"])

@@ -502,9 +502,20 @@ def _require_finite(values, name):
 
 def solve_problem_1(seed=0):
     """Every number of Problem 1, in nats, as a plain dictionary with the keys `balanced` and `degenerate`."""
-    balanced, degenerate = (GMM(weights, MEANS, COVARIANCES) for weights in (BALANCED_WEIGHTS, DEGENERATE_WEIGHTS))
+    balanced, degenerate, single = _mixtures()
+    estimate = mc_entropy(single, N_SAMPLES, seed)
+    alone = {
+        "single_gaussian_estimate": estimate.value,
+        "single_gaussian_estimate_error": estimate.standard_error,
+    }
     gap = _gap_summary(degenerate, seed)
-    return {"balanced": _summary(balanced, seed), "degenerate": _summary(degenerate, seed) | gap}
+    return {"balanced": _summary(balanced, seed), "degenerate": _summary(degenerate, seed) | alone | gap}
+
+
+def _mixtures():
+    """The mixtures of 1.1 and of 1.3, and the single Gaussian N(mu_2, Sigma_2) as a mixture of one."""
+    single = GMM([1.0], [MEANS[SECOND]], [COVARIANCES[SECOND]])
+    return *(GMM(weights, MEANS, COVARIANCES) for weights in (BALANCED_WEIGHTS, DEGENERATE_WEIGHTS)), single
 
 
 def _summary(gmm, seed):
@@ -558,9 +569,11 @@ def _method_summary(gmm, method, exact, seed):
 # Figures.
 
 COMPONENT_COLORS = ("red", "green", "blue")  # the assignment's
-BLUE, ORANGE, RED, GRAY = color_sequences["petroff10"][:4]  # told apart by colour-blind readers too
-METHOD_COLORS = {"plain": GRAY, "control_variate": ORANGE, "multiple_importance": BLUE}
+# Of one meaning in every panel, and told apart by colour-blind readers too; black is for what is known exactly.
+BLUE, ORANGE, RED, GRAY, PURPLE, *_, CYAN = color_sequences["petroff10"]
+METHOD_COLORS = {"plain": ORANGE, "control_variate": PURPLE, "multiple_importance": BLUE}
 NORMAL_95 = 1.96  # standard errors on each side of a 95 % interval
+MAGNIFIED = 10_000  # samples from which on an inset shows the estimates
 
 
 def run_problem_1(folder, seed=0, n_max=N_MAX):
@@ -576,13 +589,13 @@ def run_problem_1(folder, seed=0, n_max=N_MAX):
     """
     folder = Path(folder)
     results = solve_problem_1(seed)
-    balanced, degenerate = (GMM(weights, MEANS, COVARIANCES) for weights in (BALANCED_WEIGHTS, DEGENERATE_WEIGHTS))
+    balanced, degenerate, single = _mixtures()
     points, labels = balanced.sample(N_SAMPLES, np.random.default_rng(seed))
     plot_scatter(balanced, points, labels, folder / "gmm_scatter.png", seed)
     plot_entropy(running_entropy(balanced, n_max, seed), results["balanced"], folder / "gmm_entropy.png")
+    entropies = [running_entropy(gmm, n_max, seed) for gmm in (degenerate, single)]
     gaps = {method: running_gap(degenerate, SECOND, method, n_max, seed) for method in GAP_METHODS}
-    entropy = running_entropy(degenerate, n_max, seed)
-    plot_entropy_degenerate(entropy, gaps, results["degenerate"], folder / "gmm_entropy_degenerate.png")
+    plot_entropy_degenerate(*entropies, gaps, results["degenerate"], folder / "gmm_entropy_degenerate.png")
     return results
 
 
@@ -604,33 +617,49 @@ def plot_scatter(gmm, points, labels, path, seed):
 
 def plot_entropy(running, result, path):
     """Item 1.2: the estimate against the number of samples, and its error against the predicted N^(-1/2)."""
-    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    figure = Figure(figsize=(10, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _plot_estimates(left, running, result)
+    left.axhspan(result["lower_bound"], result["upper_bound"], color=CYAN, alpha=0.4, label="closed-form bounds")
+    _magnify(left, partial(_plot_estimates, running=running, exact=result["quadrature"]), running)
     _plot_errors(right, running, result["quadrature"])
     _finish(figure, running, result, path)
 
 
-def plot_entropy_degenerate(running, gaps, result, path):
-    """Item 1.3: as 1.2, with the single Gaussian's entropy, and below it the gap to it by three methods."""
-    figure = Figure(figsize=(10, 9), layout="constrained")
+def plot_entropy_degenerate(running, single, gaps, result, path):
+    """Item 1.3: as 1.2, beside N_2's own estimate (`single`), and below it the gap between the two by three methods."""
+    figure = Figure(figsize=(10, 9.2), layout="constrained")
     (top_left, top_right), (left, right) = figure.subplots(2, 2)
-    single, gap = result["single_gaussian"], result["gap_quadrature"]
-    top_left.axhline(single, color=BLUE, linestyle=":", label=f"single Gaussian $H(N_2)$: {single:.6f}", zorder=3)
-    _plot_estimates(top_left, running, result)
-    top_right.axhline(gap, color=RED, label=f"the gap $H(p) - H(N_2)$: {gap:.3e}")
-    _plot_errors(top_right, running, result["quadrature"])
+    exact, gap = result["quadrature"], result["gap_quadrature"]
+
+    def plot_both(axes):
+        _plot_estimates(axes, running, exact)
+        label = f"$N_2$ alone, same seed; $H(N_2)$: {result['single_gaussian']:.6f}"
+        axes.plot(single.counts, single.values[0], color=RED, label=label)
+
+    _magnify(top_left, plot_both, running)
+    _plot_errors(top_right, running, exact)
+    top_right.axhline(gap, color="black", linestyle=":", label=f"the gap $H(p) - H(N_2)$: {gap:.3e}")
+    top_right.legend(loc="lower left")
     _plot_gaps(left, gaps, gap)
     _plot_gap_errors(right, gaps, gap)
     _finish(figure, running, result, path)
 
 
-def _plot_estimates(axes, running, result):
-    exact = result["quadrature"]
+def _plot_estimates(axes, running, exact):
     axes.plot(running.counts, running.values[1:].T, color=GRAY, linewidth=0.7, alpha=0.7)
-    _plot_interval(axes, running, ORANGE, "one run and its 95 % interval")
+    _plot_interval(axes, running, METHOD_COLORS["plain"], "one run and its 95 % interval")
     axes.axhline(exact, color="black", linestyle="--", label=f"quadrature: {exact:.6f}")
-    axes.axhspan(result["lower_bound"], result["upper_bound"], color=BLUE, alpha=0.15, label="closed-form bounds")
+
+
+def _magnify(axes, plot, running):
+    """Call `plot` on the axes, and on an inset that shows the estimates of `MAGNIFIED` samples and more."""
+    inset = axes.inset_axes((0.46, 0.68, 0.48, 0.29))
+    for panel in (axes, inset):
+        plot(panel)
+    start = min(MAGNIFIED, running.counts[-1] / 10)
+    shown = running.values[:, running.counts >= start]
+    inset.set(xscale="log", xlim=(start, running.counts[-1]), ylim=(shown.min(), shown.max()))
+    inset.tick_params(labelsize="small")
     axes.set(ylabel="entropy (nats)", title=f"Estimate, {len(running.values)} runs")
     axes.legend(loc="lower right")
 
@@ -639,7 +668,7 @@ def _plot_errors(axes, running, exact):
     counts, errors = running.counts, np.abs(running.values - exact)
     deviation = _root_mean_square(running.standard_errors[:, -1]) * np.sqrt(counts[-1])
     axes.plot(counts, errors.T, color=GRAY, linewidth=0.7, alpha=0.7)
-    axes.plot(counts, _root_mean_square(errors), color=ORANGE, label="root mean square of the runs")
+    axes.plot(counts, _root_mean_square(errors), color=METHOD_COLORS["plain"], label="root mean square of the runs")
     predicted = rf"predicted: {deviation:.2f} / $\sqrt{{N}}$"
     axes.plot(counts, deviation / np.sqrt(counts), color="black", linestyle="--", label=predicted)
     axes.set(yscale="log", ylabel="absolute error (nats)", title="Error against quadrature")
@@ -647,15 +676,13 @@ def _plot_errors(axes, running, exact):
 
 
 def _plot_gaps(axes, gaps, exact):
-    for method, running in gaps.items():
-        _plot_interval(axes, running, METHOD_COLORS[method], method.replace("_", " "))
+    """Draw the gap by the methods that can see it."""
+    for method in GAP_METHODS[1:]:
+        _plot_interval(axes, gaps[method], METHOD_COLORS[method], method.replace("_", " "))
     axes.axhline(exact, color="black", linestyle="--", label=f"quadrature: {exact:.3e}")
-    # Linear where the two precise methods live, logarithmic beyond, where the plain one does.
-    axes.set_yscale("symlog", linthresh=3e-4, linscale=4)
-    ticks = (-1, -1e-2, -3e-4, -2e-4, -1e-4, 0, 1e-4, 2e-4, 3e-4, 1e-2, 1)
-    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.set(ylim=(-2000, 3), ylabel="$H(p) - H(N_2)$ (nats)", title="Estimated gap, one run and its 95 % interval")
-    axes.legend(loc="lower center", ncols=2)
+    axes.yaxis.set_major_formatter(lambda nats, _: f"{1e4 * nats:.1f}")
+    axes.set(ylabel="$H(p) - H(N_2)$ ($10^{-4}$ nats)", title="Estimated gap, one run and its 95 % interval")
+    axes.legend(loc="lower left", fontsize=9)
 
 
 def _plot_gap_errors(axes, gaps, exact):

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from matplotlib import color_sequences
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE, trustworthiness
@@ -14,6 +15,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from files import save_figure
 from mnist import evenly_spaced
+from sample_from_prior import draw_prior_circles
 from train import IMAGES_AT_ONCE, draw_checkpoint
 
 NEIGHBOURS = 5
@@ -21,6 +23,10 @@ FOLDS = 5
 PERPLEXITY = 30.0
 ITERATIONS = 500  # half of scikit-learn's default: 2,000 points have settled by then
 IMAGES = 2000  # of the test set, when run as a script
+LIMIT = 4.0  # of the plane of codes, the same at every stage; standard deviations of the prior
+# Of 0 to 9, in an order that keeps 3, 5, 8 and 4, 9 at least 58 units of CIELAB apart, also to readers without red or
+# green cones (simulated after Machado et al. 2009).
+DIGIT_COLORS = np.array([color_sequences["petroff10"][k] for k in (1, 7, 8, 2, 3, 9, 5, 0, 4, 6)])
 
 
 class Embedding(NamedTuple):
@@ -89,25 +95,36 @@ def plot_tsne(model, images, labels, path, seed=0, title=""):
     figure.suptitle(title)
     axes = figure.subplots(1, panels, squeeze=False)[0]
     rating = f"{NEIGHBOURS}-NN accuracy {embedding.knn_accuracy:.3f}, trustworthiness {embedding.trustworthiness:.3f}"
-    _scatter(axes[0], embedding.points, labels, f"t-SNE of {len(labels):,} codes\n{rating}")
-    axes[0].set(xlabel="t-SNE 1", ylabel="t-SNE 2")
+    _scatter(axes[0], embedding.points, labels, seed)
+    for digit in np.unique(labels):  # ten colours are too many to tell apart by all readers
+        at = np.median(embedding.points[labels == digit], axis=0)
+        outline = [withStroke(linewidth=3, foreground="white")]
+        axes[0].text(*at, str(digit), fontsize="x-large", weight="bold", path_effects=outline)
+    axes[0].set_title(f"t-SNE of {len(labels):,} codes\n{rating}", fontsize="medium")
+    axes[0].set(xticks=[], yticks=[])  # its units mean nothing
+    axes[0].set_aspect("equal", adjustable="datalim")
     if panels == 2:
-        _scatter(axes[1], embedding.codes, labels, "the codes themselves\n(posterior means)")
-        axes[1].set(xlabel="$\\mu_1$", ylabel="$\\mu_2$")
-    handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside right center", title="class", markerscale=3)
+        _draw_codes(axes[1], embedding.codes, labels, seed)
+    handles = [Line2D([], [], color=color, marker="o", linestyle="") for color in DIGIT_COLORS]
+    figure.legend(handles, range(10), loc="outside right center", title="class")
     save_figure(figure, path)
     return embedding
 
 
-def _scatter(axes, points, labels, title):
-    for digit, color in enumerate(color_sequences["petroff10"]):
-        own = points[labels == digit]
-        axes.scatter(*own.T, s=5, color=color, label=str(digit), linewidths=0)
-        if len(own):  # ten colours are too many to tell apart by all readers
-            outline = [withStroke(linewidth=3, foreground="white")]
-            axes.text(*np.median(own, axis=0), str(digit), fontsize="x-large", weight="bold", path_effects=outline)
+def _draw_codes(axes, codes, labels, seed):
+    _scatter(axes, codes, labels, seed)
+    draw_prior_circles(axes, color="black", linewidth=0.8)
+    outside = (np.abs(codes) > LIMIT).any(axis=1).sum()
+    more = f" ({outside:,} more outside)" if outside else ""
+    title = f"the codes themselves, posterior means{more}\ncircles: 1, 2, 3 standard deviations of the prior"
     axes.set_title(title, fontsize="medium")
+    axes.set(xlim=(-LIMIT, LIMIT), ylim=(-LIMIT, LIMIT), aspect="equal", xlabel="$\\mu_1$", ylabel="$\\mu_2$")
+
+
+def _scatter(axes, points, labels, seed):
+    """Draw points in the colours of their classes, in random order so that no class lies on top."""
+    order = np.random.default_rng(seed).permutation(len(points))
+    axes.scatter(*points[order].T, s=7, c=DIGIT_COLORS[labels[order]], linewidths=0)
 
 
 def _draw(model, data, **at):

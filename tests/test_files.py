@@ -314,6 +314,23 @@ def test_figure_is_a_png_of_its_size_in_inches(tmp_path, name):
     assert [path.name for path in (tmp_path / "new").iterdir()] == [name]
 
 
+@pytest.mark.parametrize(("colors", "tolerance"), [("gray", 0), ("hsv", 24)])
+def test_figure_in_few_colours_shows_what_it_showed_in_all_of_them(tmp_path, colors, tolerance):
+    """In two thirds of the bytes; greys are exact."""
+    figure = Figure(figsize=(4, 3), layout="constrained")
+    axes = figure.subplots()
+    dots = np.random.default_rng(0).normal(size=(2, 5000))
+    axes.scatter(*dots, c=dots[0], cmap=colors, alpha=0.5)
+    axes.plot([0, 3], [0, 3], ".", color="gray" if colors == "gray" else "lime", markersize=2)  # a colour few have
+    save_figure(figure, tmp_path / "few.png")
+    save_figure(figure, tmp_path / "again.png")
+    figure.savefig(tmp_path / "all.png", dpi=DOTS_PER_INCH)
+    few, all_of_them = (np.asarray(Image.open(tmp_path / name).convert("RGB"), int) for name in ("few.png", "all.png"))
+    assert abs(few - all_of_them).max() <= tolerance
+    assert (tmp_path / "few.png").read_bytes() == (tmp_path / "again.png").read_bytes()
+    assert (tmp_path / "few.png").stat().st_size < 2 / 3 * (tmp_path / "all.png").stat().st_size
+
+
 def test_figure_that_cannot_be_drawn_leaves_the_earlier_file(tmp_path):
     (tmp_path / "figure.png").write_text("earlier")
     with pytest.raises(ValueError, match="unknown"):

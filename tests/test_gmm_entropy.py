@@ -536,6 +536,15 @@ def test_results_are_plain_numbers_that_agree_with_each_other(results):
     assert results["degenerate"]["weights"] == list(DEGENERATE_WEIGHTS)
 
 
+def test_single_gaussian_is_estimated_like_the_mixture(results):
+    degenerate = results["degenerate"]
+    error = degenerate["single_gaussian_estimate_error"]
+    # -log N is half a chi-squared variable of d = 2 degrees of freedom and a constant: its variance is d / 2.
+    assert error == pytest.approx(1 / np.sqrt(N_SAMPLES), rel=0.02)
+    exact = stats.multivariate_normal(MEANS[SECOND], COVARIANCES[SECOND]).entropy()
+    assert abs(degenerate["single_gaussian_estimate"] - exact) < 4 * error
+
+
 def test_only_importance_sampling_resolves_the_gap(results):
     degenerate = results["degenerate"]
     assert degenerate["gap"] == pytest.approx(degenerate["gap_quadrature"], rel=0.01)
@@ -611,6 +620,42 @@ def test_estimates_are_drawn_against_the_logarithm_of_the_number_of_samples(figu
         assert (axes.get_xscale(), axes.get_xlabel()) == ("log", "number of samples N")
         assert axes.xaxis.get_gridlines()[0].get_visible()
     assert "N up to 2,000, seed 2" in figure.get_suptitle()
+
+
+def lines(axes):
+    """The labelled curves of a panel, {label up to its number: values}; constants are drawn as lines of two points."""
+    return {line.get_label().split(";")[0]: line.get_ydata() for line in axes.lines if len(line.get_ydata()) > 2}
+
+
+def test_single_gaussian_is_drawn_beside_the_mixture_and_magnified(figures):
+    panel = figures["gmm_entropy_degenerate"].axes[0]
+    (inset,) = panel.child_axes
+    single = GMM([1.0], [MEANS[SECOND]], [COVARIANCES[SECOND]])
+    for axes in (panel, inset):
+        assert np.array_equal(lines(axes)["$N_2$ alone, same seed"], running_entropy(single, 2000, seed=2).values[0])
+    assert inset.get_xlim() == (200, 2000)  # the last of the two decades
+    assert np.ptp(inset.get_ylim()) < np.ptp(panel.get_ylim()) / 3
+
+
+def test_gap_is_drawn_on_a_linear_axis_by_the_methods_that_can_see_it(figures, degenerate):
+    panel = figures["gmm_entropy_degenerate"].axes[2]
+    assert panel.get_yscale() == "linear"
+    assert set(lines(panel)) == {"control variate", "multiple importance"}
+    expected = running_gap(degenerate, SECOND, "multiple_importance", 2000, seed=2).values[0]
+    assert np.array_equal(lines(panel)["multiple importance"], expected)
+    assert "10^{-4}$ nats" in panel.get_ylabel()
+    assert panel.yaxis.get_major_formatter()(1.5e-4) == "1.5"
+
+
+def test_colour_means_the_same_in_all_panels(figures):
+    colors = {}
+    for name in ("gmm_entropy", "gmm_entropy_degenerate"):
+        for axes in figures[name].axes:
+            for line in axes.lines:
+                colors.setdefault(line.get_label(), set()).add(line.get_color())
+    assert all(len(found) == 1 for label, found in colors.items() if not label.startswith("_"))
+    plain = ("plain", "one run and its 95 % interval", "root mean square of the runs")
+    assert len(set.union(*(colors[label] for label in plain))) == 1
 
 
 def test_interval_holds_95_percent_of_a_normal_distribution():
