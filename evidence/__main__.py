@@ -1,11 +1,10 @@
 """`python -m evidence`: everything that REPORT.md rests on, below figures/evidence/, then the numbers of the pages.
 
-The main runs are measured just as main.py does; then come the repeated seeds, the latent sizes and the runs with
-sigma = 1. Takes the options of main.py but for --sigma; with --resume it takes over what either made before.
+The main runs are measured just as main.py does; experiments.py lists what else is. Takes the options of main.py but for
+--sigma; with --resume it takes over what either made before.
 """
 
 import sys
-import tempfile
 from pathlib import Path
 
 from config import EXIT_INTERRUPTED, Settings, check, parse_settings, say, user_errors_in_one_line
@@ -40,38 +39,23 @@ def make_everything(settings, folder, pages):
     import gmm_entropy
     import mnist
     import report
-    from evidence.experiments import collect, planned_runs, remembered
+    from evidence.experiments import collect, planned_runs, show_training, train_elsewhere
     from evidence.figures import draw_figures
     from evidence.pages import fill_pages
     from files import write_json
-    from main import show_stages
-    from train import Run, checkpoint_path, choose_device, progress_bar, read_checkpoint, train_or_resume
+    from train import choose_device
 
-    scale = settings.scale
     dataset = mnist.load(settings.data_root, settings.offline, settings.dataset_name)
-    dataset = dataset.first(scale.train_images, scale.test_images)
+    dataset = dataset.first(settings.scale.train_images, settings.scale.test_images)
     say(dataset.describe())
     config = settings.train_config(len(dataset.train_images))
-    main_runs = [Run(name, dim, config) for name in settings.architectures for dim in settings.latent_dims]
-    runs = planned_runs(settings, config)
-    everything = list(dict.fromkeys([*main_runs, *runs]))  # runs may hold the main runs too
     results = report.new_results(settings, config, dataset, choose_device(settings.device))
     results["gmm"] = gmm_entropy.solve_problem_1(settings.seed)
-    with progress_bar(everything, dataset) as bar:
-        for run in everything:
-            train_or_resume(run, dataset, settings, bar)
-
-    with tempfile.TemporaryDirectory() as dropped:
-        for run in main_runs:
-            checkpoint = read_checkpoint(checkpoint_path(run, settings))
-
-            def show(run=run, checkpoint=checkpoint):
-                return show_stages(run, checkpoint, dataset, settings, Path(dropped))
-
-            stages = remembered("stages", run, dataset, settings, show)
-            results["runs"][run.name] = report.run_results(checkpoint, stages)
-    results["evidence"] = collect(runs, dataset, settings)
-    draw_figures(runs, results["evidence"]["runs"], dataset, settings, folder)
+    plan = planned_runs(settings, config)
+    results["evidence"] = collect(plan, dataset, settings)
+    results["evidence"]["elsewhere"] = train_elsewhere(plan, dataset, settings)
+    results["runs"] = show_training(plan["main"], dataset, settings, folder)
+    draw_figures(plan, results["evidence"], dataset, settings, folder)
 
     write_json(folder / "results.json", results)
     if pages:

@@ -6,13 +6,15 @@ of places, worked out from left to right; the number of its decimals stays. `ove
 deviations over seeds.
 """
 
+import math
 import re
 
 import numpy as np
 
 from files import write_text
-from report import bound_heading, entropy_table, gap_table, grouping_table, run_table, stage_table, table
+from report import entropy_table, gap_table, table
 
+SETTINGS = ("group", "architecture", "latent_dim", "epochs", "sigma_rule")  # that runs of one group share
 CARRYING = 0.1  # nats, above which a dimension counts as carrying the code
 PAGES = ("REPORT.md", "README.md")
 TABLE = re.compile(r"(<!-- table: (\w+) -->)\n.*?\n?(<!-- end -->)", re.DOTALL)
@@ -20,14 +22,15 @@ NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(?=<!-- ([\w.]+(?: [-/] [\w.]+)*) -->)")
 
 
 class Spread(dict):
-    """Mean and standard deviation of a number over seeds; formatted as "mean ± deviation"."""
+    """Mean and standard deviation of a number over seeds; formatted as "mean ± deviation", or "mean" if of one."""
 
     def __init__(self, values):
         deviation = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
         super().__init__(mean=float(np.mean(values)), deviation=deviation)
 
     def __format__(self, digits):
-        return f"{self['mean']:{digits}} ± {self['deviation']:{digits}}"
+        deviation = "" if math.isnan(self["deviation"]) else f" ± {self['deviation']:{digits}}"
+        return f"{self['mean']:{digits}}{deviation}"
 
 
 def spreads(measurements):
@@ -46,32 +49,36 @@ def over_seeds(evidence):
     """Summarise the runs that differ only in their seed: {"conv_z16": {"elbo": Spread, ...}, "mlp_z16_sigma1": ...}."""
     groups = {}
     for run in evidence["runs"]:
-        suffix = "" if run["sigma_rule"] == "calibrated" else f"_sigma{run['sigma_rule']:g}"
-        groups.setdefault(f"{run['architecture']}_z{run['latent_dim']}{suffix}", []).append(run)
+        groups.setdefault(run["group"], []).append(run | code_statistics(run))
+    return {name: spreads(runs) | {key: runs[0][key] for key in SETTINGS} for name, runs in groups.items()}
+
+
+def code_statistics(run):
+    """Work out what tables and prose say of a run's codes and images besides what was measured."""
+    carried = [nats for nats in run["kl_per_dimension"] if nats > CARRYING]
     return {
-        name: {
-            "name": name,
-            "network": runs[0]["architecture"],
-            "size": runs[0]["latent_dim"],
-            "rule": runs[0]["sigma_rule"],
-            "error": Spread([1000 * run["reconstruction_mse"] for run in runs]),
-            "carrying": Spread([sum(nats > CARRYING for nats in run["kl_per_dimension"]) for run in runs]),
-            **spreads(runs),
-        }
-        for name, runs in groups.items()
+        "error": 1000 * run["reconstruction_mse"],
+        "overfitting": run["train_elbo"] - run["elbo"],
+        "carrying": len(carried),
+        "idle": len(run["kl_per_dimension"]) - len(carried),
+        "idle_kl": run["kl"] - sum(carried),
+        "idle_but_active": run["active_units"] - len(carried),
     }
 
 
 # ---- Tables
 
 
-def _calibrated(results):
-    """Return the groups of runs whose sigma is calibrated."""
-    return [group for group in over_seeds(results["evidence"]).values() if not _is_fixed(group)]
+def measured_in(experiment, evidence):
+    """Return the measurements of the runs of an experiment."""
+    return [run for run in evidence["runs"] if run["name"] in evidence["experiments"][experiment]]
 
 
-def _is_fixed(group):
-    return group["rule"] != "calibrated"
+def _groups_in(experiment, results):
+    """Return means and deviations over the seeds of an experiment's runs."""
+    evidence = results["evidence"]
+    groups = over_seeds(evidence)
+    return [groups[name] for name in dict.fromkeys(run["group"] for run in measured_in(experiment, evidence))]
 
 
 def architecture_table(results):
@@ -79,99 +86,114 @@ def architecture_table(results):
     rows = [
         {
             **group,
-            "millions": {key: count / 1e6 for key, count in results["evidence"]["networks"][group["name"]].items()},
-            "epoch_seconds": results["runs"][group["name"]]["train_seconds"] / results["config"]["epochs"],
+            **{key: count / 1e6 for key, count in results["evidence"]["networks"][group["group"]].items()},
+            "epoch_seconds": results["runs"][group["group"]]["train_seconds"] / group["epochs"],
         }
-        for group in _calibrated(results)
-        if group["size"] in results["config"]["latent_dims"]
+        for group in _groups_in("networks", results)
     ]
     columns = {
-        "network": "{network}",
-        "K": "{size}",
-        "parameters": "{millions[parameters]:.2f} M",
-        "multiply-adds": "{millions[multiply_adds]:.1f} M",
+        "run": "{group}",
+        "parameters": "{parameters:.2f} M",
+        "multiply-adds": "{multiply_adds:.1f} M",
         "s per epoch": "{epoch_seconds:.1f}",
         "test ELBO": "{elbo:.1f}",
-        "NLL": "{nll:.1f}",
-        "KL": "{kl:.2f}",
-        bound_heading(results): "{iw_log_likelihood:.1f}",
-        "σ": "{sigma:.4f}",
-        "active units": "{active_units:.1f}",
+        "of images trained on": "{train_elbo:.1f}",
     }
     return table(rows, columns)
 
 
+def halves_table(results):
+    """Item 2.5: encoder and decoder of either architecture, over seeds."""
+    rows = [
+        {
+            **group,
+            "encoder": group["architecture"].split("-")[0],
+            "decoder": group["architecture"].split("-")[-1],
+            "parameters": results["evidence"]["networks"][group["group"]]["parameters"] / 1e6,
+        }
+        for group in _groups_in("halves", results)
+    ]
+    columns = {
+        "encoder": "{encoder}",
+        "decoder": "{decoder}",
+        "parameters": "{parameters:.2f} M",
+        "test ELBO": "{elbo:.1f}",
+        "KL": "{kl:.2f}",
+        "1000 × MSE": "{error:.2f}",
+    }
+    return table(rows, columns)
+
+
+def budget_table(results):
+    """Item 2.5: annealed runs of few and many epochs, one seed."""
+    rows, columns = {}, {"epochs": "{epochs}"}
+    for run in measured_in("budgets", results["evidence"]):
+        name, epochs = run["architecture"], run["epochs"]
+        rows.setdefault(epochs, {"epochs": epochs})[name] = run
+        columns[f"{name}, s"] = f"{{{name}[train_seconds]:.0f}}"
+        columns[f"{name}, test ELBO"] = f"{{{name}[elbo]:.1f}}"
+    return table([rows[epochs] for epochs in sorted(rows)], columns)
+
+
+def _side_by_side(results):
+    """Return a row for each latent size, {"K": size, network: its group}, and the networks."""
+    rows = {}
+    for group in _groups_in("sizes", results):
+        rows.setdefault(group["latent_dim"], {"K": group["latent_dim"]})[group["architecture"]] = group
+    return [rows[size] for size in sorted(rows)], results["config"]["architectures"]
+
+
 def sweep_table(results):
     """Item 2.6: the bounds and the codes at each latent size, over seeds."""
-    columns = {
-        "network": "{network}",
-        "K": "{size}",
-        "test ELBO": "{elbo:.1f}",
-        bound_heading(results): "{iw_log_likelihood:.1f}",
-        "NLL": "{nll:.1f}",
-        "KL": "{kl:.2f}",
-        "active units": "{active_units:.1f}",
-        "dimensions over 0.1 nats": "{carrying:.1f}",
-        "1000 × MSE": "{error:.2f}",
-        "5-NN accuracy of the codes": "{code_knn_accuracy:.3f}",
-    }
-    return table(_calibrated(results), columns)
+    rows, networks = _side_by_side(results)
+    columns = {"K": "{K}"} | {f"{name}: test ELBO": f"{{{name}[elbo]:.1f}}" for name in networks}
+    for what, cell in (("KL", "kl]:.1f"), (f"over {CARRYING} nats", "carrying]:.1f"), ("1000 × MSE", "error]:.2f")):
+        heading = f"dimensions {what}" if what.startswith("over") else what
+        columns[f"{heading}: {', '.join(networks)}"] = ", ".join(f"{{{name}[{cell}}}" for name in networks)
+    return table(rows, columns)
 
 
 def sample_table(results):
     """Item 2.6: why samples from the prior worsen, over seeds."""
     check, real = results["evidence"]["prior_check"], results["evidence"]["real_digits"]
-    rows = [{**group, "check": check[str(group["size"])]} for group in _calibrated(results)]
-    columns = {
-        "network": "{network}",
-        "K": "{size}",
-        "KL(q ‖ prior), held out": "{prior_divergence[held_out]:.2f}",
-        "plug-in": "{prior_divergence[mixture]:.2f}",
-        "null check": "{check[held_out]:+.2f} … {check[mixture]:+.2f}",
-        "density, prior": "{prior_samples[density]:.2f}",
-        "density, mixture": "{mixture_samples[density]:.2f}",
-        "coverage, prior": "{prior_samples[coverage]:.2f}",
-        "coverage, mixture": "{mixture_samples[coverage]:.2f}",
-    }
-    real_digits = f"\n| real digits |  |  |  |  | {real['density']:.2f} |  | {real['coverage']:.2f} |  |"
-    return table(rows, columns) + real_digits
+    rows, networks = _side_by_side(results)
+    for row in rows:
+        row["null"] = null = check[str(row["K"])]
+        for name in networks:
+            divergence = row[name]["prior_divergence"]
+            row[name] |= {key: divergence[key]["mean"] - null[key] for key in ("held_out", "mixture")}
+    columns = {"K": "{K}"}
+    for name in networks:
+        columns[f"{name}: KL(q ‖ prior) held out, plug-in"] = f"{{{name}[held_out]:.1f}}, {{{name}[mixture]:.1f}}"
+    columns["null check"] = "{null[held_out]:+.2f}, {null[mixture]:+.2f}"
+    for name in networks:
+        cell = f"{{{name}[prior_samples][coverage]:.2f}}, {{{name}[mixture_samples][coverage]:.2f}}"
+        columns[f"{name}: coverage from prior, mixture"] = cell
+    last = ["real digits", *[""] * (len(columns) - 2), f"{real['coverage']:.2f}"]
+    return table(rows, columns) + f"\n| {' | '.join(last)} |"
 
 
 def sigma_table(results):
     """The likelihood's own experiment: sigma = 1 against calibrated sigma, over seeds."""
-    groups = over_seeds(results["evidence"])
-    pairs = [(group, groups[f"{group['network']}_z{group['size']}"]) for group in groups.values() if _is_fixed(group)]
+    fixed, groups = _groups_in("sigma", results), over_seeds(results["evidence"])
+    pairs = [(group, groups[f"{group['architecture']}_z{group['latent_dim']}"]) for group in fixed]
     columns = {
-        "network": "{network}",
-        "K": "{size}",
-        "σ": "{rule}",
+        "σ": "{sigma_rule}",
         "test ELBO": "{elbo:.1f}",
         "with σ fitted after": "{elbo_with_fitted_sigma:.1f}",
-        "fitted σ": "{fitted_sigma:.4f}",
         "KL": "{kl:.2f}",
-        "active units": "{active_units:.1f}",
-        "1000 × MSE": "{error:.2f}",
-        "KL(q ‖ prior), held out": "{prior_divergence[held_out]:.2f}",
-        "coverage, prior": "{prior_samples[coverage]:.2f}",
-        "coverage, mixture": "{mixture_samples[coverage]:.2f}",
+        f"dimensions over {CARRYING} nats": "{carrying:.1f}",
+        "coverage: prior, mixture": "{prior_samples[coverage]:.2f}, {mixture_samples[coverage]:.2f}",
     }
     return table([group for pair in pairs for group in pair], columns)
 
 
-def data_table(results):
-    """What all numbers are of."""
-    columns = {"data": "{name} ({source})", "training": "{train_count:,}", "test": "{test_count:,}"}
-    return table([results["dataset"]], columns)
-
-
 TABLES = {
-    "data": data_table,
     "entropy": entropy_table,
-    "grouping": grouping_table,
     "gap": gap_table,
-    "runs": run_table,
-    "stages": stage_table,
     "architectures": architecture_table,
+    "halves": halves_table,
+    "budgets": budget_table,
     "sweep": sweep_table,
     "samples": sample_table,
     "sigma": sigma_table,

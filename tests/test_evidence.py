@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +21,17 @@ import evidence.experiments
 import evidence.pages
 import main
 import train
-from config import Settings
-from evidence.experiments import FIXED_SIGMA, LATENT_DIMS, SEEDS, SWEPT, describe_network, planned_runs, variant
+from config import Settings, TrainConfig
+from evidence.experiments import (
+    BUDGETS,
+    FIXED_SIGMA,
+    LATENT_DIMS,
+    SEEDS,
+    describe,
+    describe_network,
+    planned_runs,
+    variant,
+)
 from evidence.quality import SampleJudge
 from files import LOCK, writing_alone_in
 from train import Run
@@ -39,7 +49,18 @@ SMALL = (
     "--data-root",
     "nowhere",
 )
-RUNS = {"mlp_z2", "mlp_z2_seed1", "mlp_z2_seed2", "mlp_z2_sigma1", "mlp_z2_sigma1_seed1", "mlp_z2_sigma1_seed2"}
+DRAWN = (
+    "aggregate_posterior.png",
+    "digits_by_latent_size.png",
+    "elbo_time.png",
+    "interpolation.png",
+    "kl_spectrum.png",
+    "latent_sizes.png",
+    "networks.png",
+    "sigma.png",
+)
+MEASURED = {"mlp_z2", "mlp_z2_seed1", "mlp_z2_seed2", "mlp_z2_sigma1", "mlp_z2_sigma1_seed1", "mlp_z2_sigma1_seed2"}
+RUNS = MEASURED | {"mlp_z2_float32", "mlp_z2_packaged"}
 
 
 def collect(folder, *more):
@@ -67,29 +88,45 @@ def results(collection):
 @pytest.mark.parametrize(
     "options", [{}, {"latent_dims": (3,)}, {"architectures": ("mlp",), "seed": 5}, {"quick": True}]
 )
-def test_plan_names_every_run_once_and_shares_the_main_runs(options):
+def test_plan_has_every_experiment_with_its_seeds_and_shares_the_main_runs(options):
     settings = Settings(**options)
     config = settings.train_config(60_000)
-    runs = planned_runs(settings, config)
+    plan = planned_runs(settings, config)
+    runs = {run for experiment in plan.values() for run in experiment}
     assert len({run.name for run in runs}) == len(runs)
-    main_runs = {Run(name, dim, config) for name in settings.architectures for dim in settings.latent_dims}
-    assert main_runs <= set(runs)
-    cases = {(run.architecture, run.latent_dim, run.config.sigma) for run in runs}
-    for case in cases:
-        seeds = [run.config.seed for run in runs if (run.architecture, run.latent_dim, run.config.sigma) == case]
-        assert seeds == [settings.seed + index for index in range(SEEDS)]
-    assert all(replace(run.config, seed=config.seed, sigma=None) == config for run in runs)
-    assert [name for name, _, sigma in cases if sigma] == [SWEPT]
-    sizes = {name: {dim for network, dim, _ in cases if network == name} for name in settings.architectures}
-    assert sizes.pop(SWEPT) == {*settings.latent_dims, *(() if settings.quick else LATENT_DIMS)}
-    assert all(dims == set(settings.latent_dims) for dims in sizes.values())
+    main_runs = [Run(name, dim, config) for name in settings.architectures for dim in settings.latent_dims]
+    assert plan["main"] == main_runs
+    assert set(main_runs) <= set(plan["networks"]) <= set(plan["sizes"])
+    for name, experiment in plan.items():
+        if name not in ("main", "budgets"):
+            seeds = Counter((run.architecture, run.latent_dim, run.config.sigma) for run in experiment)
+            assert set(seeds.values()) == {SEEDS}
+            assert {run.config.seed for run in experiment} <= {settings.seed + index for index in range(SEEDS)}
+            assert {run.config.epochs for run in experiment} <= {config.epochs}
+    names = set(settings.architectures)
+    assert {run.latent_dim for run in plan["sizes"]} == {
+        *settings.latent_dims,
+        *(() if settings.quick else LATENT_DIMS),
+    }
+    assert {run.architecture for run in plan["halves"]} == names | {f"{e}-{d}" for e in names for d in names - {e}}
+    assert {run.config.sigma for run in plan["sigma"]} == {FIXED_SIGMA}
+    budgets = [(run.architecture, run.config.epochs) for run in plan["budgets"]]
+    assert len(set(budgets)) == len(budgets) == len(names) * (1 if settings.quick else len(BUDGETS))
+    assert {replace(run.config, epochs=config.epochs) for run in plan["budgets"]} <= {config}
 
 
-def test_variant_is_named_after_sigma_and_seed_and_the_plain_run_has_none():
-    assert variant(None, 7, 0) == ""
-    assert variant(None, 7, 2) == "seed9"
-    assert variant(1.0, 0, 0) == "sigma1"
-    assert variant(1.0, 0, 1) == "sigma1_seed1"
+def test_variant_is_named_after_sigma_epochs_and_seed_and_the_plain_run_has_none():
+    plain = TrainConfig(seed=7)
+    assert variant(plain, plain) == ""
+    assert variant(replace(plain, seed=9), plain) == "seed9"
+    assert variant(replace(plain, sigma=1.0), plain) == "sigma1"
+    assert variant(replace(plain, sigma=1.0, seed=8, epochs=2), plain) == "sigma1_epochs2_seed8"
+
+
+def test_group_of_a_run_is_its_name_without_the_seed():
+    config = TrainConfig(seed=12)
+    assert describe(Run("mlp", 2, config, "sigma1_seed12"))["group"] == "mlp_z2_sigma1"
+    assert describe(Run("conv-mlp", 16, config))["group"] == "conv-mlp_z16"
 
 
 def test_network_is_described_by_its_parameters_and_multiply_adds():
@@ -97,7 +134,7 @@ def test_network_is_described_by_its_parameters_and_multiply_adds():
     linear = [layer for layer in layers if isinstance(layer, torch.nn.Linear)]
     described = describe_network("mlp", 2)
     assert described["parameters"] == sum(layer.weight.numel() + layer.bias.numel() for layer in linear)
-    assert described["multiply_adds"] == sum(layer.weight.numel() for layer in linear)
+    assert described["multiply_adds"] == described["linear_weights"] == sum(layer.weight.numel() for layer in linear)
 
 
 # ---------------------------------------------------------------------------------------------------------- quality
@@ -118,9 +155,8 @@ def test_real_digits_are_rated_as_real_and_negatives_as_none(dataset):
 def test_collection_is_written_below_figures_evidence_alone(collection):
     figures = collection / "figures"
     written = {path.relative_to(figures).as_posix() for path in figures.rglob("*") if path.is_file()}
-    names = ("latent_sizes.png", "samples_mlp.png", "sigma.png", "results.json", LOCK)
-    assert written == {f"evidence/{name}" for name in names}
-    for name in names[:3]:
+    assert written == {f"evidence/{name}" for name in (*DRAWN, "film.gif", "results.json", LOCK)}
+    for name in DRAWN:
         assert np.asarray(Image.open(figures / "evidence" / name).convert("L")).std() > 5, f"{name} is blank"
     assert {path.stem for path in (collection / "checkpoints").glob("*.pt")} == RUNS
 
@@ -140,6 +176,9 @@ def test_collection_has_the_numbers_of_the_main_runs_and_of_every_seed_and_rule(
         assert 0.2 < run["code_knn_accuracy"] <= 1  # ten classes
     assert runs[0]["elbo"] == results["runs"]["mlp_z2"]["test"]["elbo"]  # one run, measured twice
     assert len({run["elbo"] for run in runs}) == len(runs)
+    elsewhere = {name: runs["mlp_z2"]["elbo"] for name, runs in results["evidence"]["elsewhere"].items()}
+    assert elsewhere["packaged"] == runs[0]["elbo"]  # the collection's own digits are those
+    assert elsewhere["float32"] == pytest.approx(runs[0]["elbo"], abs=10)
     check = results["evidence"]["prior_check"]["2"]
     assert abs(check["held_out"]) < 0.1 + 4 * check["held_out_standard_error"]
     assert all(len(make(results).splitlines()) > 2 for make in evidence.pages.TABLES.values())
@@ -167,10 +206,10 @@ def test_resume_takes_over_every_run_and_measurement_and_fills_the_pages(collect
 
 def test_measurement_of_another_training_is_not_taken_over(collection, dataset):
     small = dataset.first(1000, 500)
-    settings = Settings(checkpoints=str(collection / "checkpoints"), resume=True, device="cpu")
+    settings = Settings(checkpoints=str(collection / "checkpoints"), resume=True, device="cpu", epochs=1)
     path = Path(settings.checkpoints) / "mlp_z2.measured.json"
     kept = path.read_bytes()
-    config = train.TrainConfig(epochs=1)
+    config = settings.train_config(1000)
     for other, expected in ((config, False), (replace(config, learning_rate=1.0), True)):
         found = evidence.experiments.remembered("measured", Run("mlp", 2, other), small, settings, lambda: {"new": 1})
         assert (found == {"new": 1}) == expected

@@ -1,0 +1,86 @@
+"""The film: what the plane of codes of a VAE with two latent dimensions decodes to, as training goes on."""
+
+from itertools import count
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from files import whole_file
+from latent_traversal import REACH, SIDE, decode_plane
+from mnist import evenly_spaced
+from train import calibrated_sigma, count_iterations, evaluate, hold_out, seeded, train
+
+FRAMES = 40
+ELBO_IMAGES = 2000  # test images for each frame's ELBO
+GREYS = 12  # levels of the palette: 1.2 MB on full MNIST, 0.9 with 8, 1.45 with 16
+FRAME_SECONDS, LAST_SECONDS = 0.2, 3.0
+
+
+class Frame(NamedTuple):
+    """The plane of codes after an iteration of training."""
+
+    iteration: int
+    elbo: float  # of test images, nats per image
+    plane: np.ndarray  # (28 SIDE, 28 SIDE), pixel values in [0, 1]
+
+
+def frame_iterations(total, frames=FRAMES):
+    """Choose `frames` iterations from 1 to `total`, all if there are fewer, as evenly on a log scale as integers go."""
+    chosen = [1]
+    while len(chosen) < min(frames, total):
+        ratio = (total / chosen[-1]) ** (1 / (frames - len(chosen)))
+        chosen.append(max(chosen[-1] + 1, round(chosen[-1] * ratio)))
+    return chosen
+
+
+def record(model, dataset, config):
+    """Train a `VAE` of two latent dimensions just as `train.train` does, and return its frames: a list of `Frame`."""
+    frames, iterations = [], count(1)
+    shown = set(frame_iterations(count_iterations(len(dataset.train_images), config)))
+    held_out = hold_out(dataset.train_images)[1].to(model.sigma.device)
+    test_images = evenly_spaced(dataset.test_images, ELBO_IMAGES)
+
+    def look(_):
+        iteration = next(iterations)
+        if iteration in shown:
+            with seeded(0):  # the training's random numbers stay its own
+                model.sigma.fill_(config.sigma or calibrated_sigma(model, held_out))  # it sets this only at its stages
+            elbo = evaluate(model, test_images)["elbo"]
+            plane = decode_plane(model).view(SIDE, SIDE, 28, 28).transpose(1, 2).reshape(28 * SIDE, 28 * SIDE)
+            frames.append(Frame(iteration, elbo, plane.numpy()))
+
+    train(model, dataset.train_images, config, on_iteration=look)
+    return frames
+
+
+def write_film(frames, path):
+    """Write frames, a list of `Frame`, to `path` as an animated GIF that starts anew after its last, longer frame."""
+    pictures = [_draw(frame) for frame in frames]
+    milliseconds = [1000 * FRAME_SECONDS] * (len(frames) - 1) + [1000 * LAST_SECONDS]
+    with whole_file(path) as temporary:
+        pictures[0].save(
+            temporary, format="GIF", save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0
+        )
+
+
+def _draw(frame):
+    """Draw a frame in the film's few greys: a Pillow image with a palette."""
+    figure = Figure(figsize=(5.2, 5.5), dpi=100)
+    axes = figure.add_axes((0.1, 0.09, 0.889, 0.84))  # fixed, so that nothing moves from frame to frame
+    edge = REACH * SIDE / (SIDE - 1)  # half a cell beyond the outermost codes, which are at their cells' centres
+    axes.imshow(frame.plane, cmap="gray", vmin=0, vmax=1, extent=(-edge, edge, -edge, edge))
+    axes.set(xticks=range(-3, 4), yticks=range(-3, 4))
+    axes.set_xlabel("$z_1$", labelpad=0)
+    axes.set_ylabel("$z_2$", labelpad=0)
+    elbo = f"{frame.elbo:,.0f}".replace("-", "−")
+    figure.text(0.1, 0.95, f"iteration {frame.iteration:,}", fontsize="large")
+    figure.text(0.989, 0.95, f"test ELBO {elbo} nats per image", fontsize="large", ha="right")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    grey = np.asarray(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("L"))
+    picture = Image.fromarray(np.rint(grey * ((GREYS - 1) / 255)).astype(np.uint8), mode="P")
+    picture.putpalette([round(255 * level / (GREYS - 1)) for level in range(GREYS) for _ in range(3)])
+    return picture
