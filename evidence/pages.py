@@ -18,7 +18,7 @@ SETTINGS = ("group", "architecture", "latent_dim", "epochs", "sigma_rule")  # th
 CARRYING = 0.1  # nats, above which a dimension counts as carrying the code
 PAGES = ("REPORT.md", "README.md")
 TABLE = re.compile(r"(<!-- table: (\w+) -->)\n.*?\n?(<!-- end -->)", re.DOTALL)
-NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(?=<!-- ([\w.]+(?: [-/] [\w.]+)*) -->)")
+NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(?=<!-- ([\w.-]+(?: [-/] [\w.-]+)*) -->)")
 
 
 class Spread(dict):
