@@ -36,6 +36,13 @@ def _check_same_shape(**tensors):
         )
 
 
+def _check_images(x, recon_x):
+    """Refuse different shapes, and integers, whose squares wrap around: 200 ** 2 is 64 in 8 bits."""
+    _check_same_shape(x=x, recon_x=recon_x)
+    if not (x.is_floating_point() and recon_x.is_floating_point()):
+        raise ValueError(f"x and recon_x must be floating-point numbers, not {x.dtype} and {recon_x.dtype}")
+
+
 def negative_log_likelihood(x, recon_x, sigma=1.0, reduction="mean"):
     """Negative log-density of images under a Gaussian decoder, -log N(x; recon_x, sigma^2 I), all constants included.
 
@@ -43,7 +50,7 @@ def negative_log_likelihood(x, recon_x, sigma=1.0, reduction="mean"):
     ----------
     x, recon_x : torch.Tensor, shape (B, ...)
         Images and their reconstructions (the decoder's means).
-    sigma : float or torch.Tensor of one element
+    sigma : float or torch.Tensor, shape () or (1,)
         Standard deviation of every pixel, in the unit of x.
     reduction : {"mean", "sum", "none"}
         Over the batch; pixels are always summed.
@@ -56,11 +63,13 @@ def negative_log_likelihood(x, recon_x, sigma=1.0, reduction="mean"):
     Raises
     ------
     ValueError
-        If the shapes differ, sigma is not a positive number, or the reduction is unknown.
+        If the shapes differ, the images are integers, sigma is not one positive number, or the reduction is unknown.
     """
-    _check_same_shape(x=x, recon_x=recon_x)
+    _check_images(x, recon_x)
+    if isinstance(sigma, torch.Tensor):
+        sigma = sigma.to(recon_x.device)  # in a step of its own: not every accelerator can convert on the way
     sigma = torch.as_tensor(sigma, dtype=recon_x.dtype, device=recon_x.device)
-    if not (sigma.numel() == 1 and sigma > 0 and sigma.isfinite()):
+    if not (sigma.shape in {(), (1,)} and sigma > 0 and sigma.isfinite()):
         raise ValueError(f"sigma must be one positive, finite number, not {sigma.tolist()}")
     squared_error = (x - recon_x).square().flatten(1).sum(1)
     pixels = math.prod(x.shape[1:])
@@ -104,8 +113,11 @@ def elbo_loss(x, recon_x, mu, logvar, sigma=1.0, reduction="mean", return_parts=
     """Negative ELBO: `negative_log_likelihood` plus `kl_diag_normal`, with their parameters and errors.
 
     With recon_x decoded from one draw z ~ q(z|x) this is an unbiased estimate of the bound, in nats. With
-    `return_parts` it comes with its two terms, as a tuple (loss, nll, kl).
+    `return_parts` it comes with its two terms, as a tuple (loss, nll, kl). Besides, mu and logvar that are not (B, K)
+    for the B images are a `ValueError`.
     """
+    if mu.ndim != 2 or len(mu) != len(x):
+        raise ValueError(f"mu and logvar must be (B, K) for {len(x)} images, not {tuple(mu.shape)}")
     nll = negative_log_likelihood(x, recon_x, sigma, reduction)
     kl = kl_diag_normal(mu, logvar, reduction)
     loss = nll + kl
@@ -121,9 +133,9 @@ def optimal_sigma(x, recon_x):
     Raises
     ------
     ValueError
-        If the shapes differ.
+        If the shapes differ or the images are integers.
     """
-    _check_same_shape(x=x, recon_x=recon_x)
+    _check_images(x, recon_x)
     return (x - recon_x).square().mean().sqrt()
 
 

@@ -142,25 +142,27 @@ class VAE(nn.Module):
 
     def __init__(self, latent_dim=2, architecture="conv"):
         super().__init__()
-        if type(latent_dim) is not int or latent_dim < 1:  # True is an instance of int
+        integer = hasattr(latent_dim, "__index__") and not isinstance(latent_dim, bool)  # numpy's integers too
+        if not integer or latent_dim < 1:
             raise ValueError(f"latent_dim must be a positive integer, not {latent_dim!r}")
-        encoder, _, decoder = str(architecture).partition("-")
-        if not {encoder, decoder or encoder} <= set(ARCHITECTURES):
+        encoder, *decoder = str(architecture).split("-")
+        decoder = "-".join(decoder) if decoder else encoder
+        if not {encoder, decoder} <= set(ARCHITECTURES):
             raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, not {architecture!r}")
-        self.latent_dim = latent_dim
+        self.latent_dim = int(latent_dim)
         self.architecture = architecture
-        self.encoder = ARCHITECTURES[encoder][0](latent_dim)
-        self.decoder = ARCHITECTURES[decoder or encoder][1](latent_dim)
+        self.encoder = ARCHITECTURES[encoder][0](self.latent_dim)
+        self.decoder = ARCHITECTURES[decoder][1](self.latent_dim)
         self.apply(_initialize)
         self.register_buffer("sigma", torch.tensor(1.0))
 
     def encode(self, x):
         """Return mu and logvar, (B, K) each, of q(z|x) for x of shape (B, 1, 28, 28), (B, 28, 28) or (B, 784).
 
-        logvar is at most `MAX_LOGVAR`. Raises `ValueError` for any other shape.
+        logvar is at most `MAX_LOGVAR`. Raises `ValueError` for any other shape, and if there is no image.
         """
-        if x.shape[1:] not in {IMAGE_SHAPE, IMAGE_SHAPE[1:], (PIXELS,)}:
-            raise ValueError(f"x must be (B, 1, 28, 28), (B, 28, 28) or (B, 784), not {tuple(x.shape)}")
+        if x.shape[1:] not in {IMAGE_SHAPE, IMAGE_SHAPE[1:], (PIXELS,)} or len(x) == 0:
+            raise ValueError(f"x must be (B, 1, 28, 28), (B, 28, 28) or (B, 784) with B > 0, not {tuple(x.shape)}")
         # Under autocast the networks compute in bfloat16; what follows them keeps the precision of x.
         mu, logvar = self.encoder(x.reshape(-1, *IMAGE_SHAPE)).to(x.dtype).chunk(2, dim=1)
         # Without a bound one image can get e^30, and its KL is then all that training, or a mean over images, sees.

@@ -1,15 +1,15 @@
 """Settings: what they mean, what they may be, and the command line that is made from them.
 
-A field's metadata is its help text, and a value that cannot be used is refused here, before any work is done. Nothing
-heavy is imported, so that `python main.py --help` answers at once.
+A field's metadata holds its bounds and its help text, and a value that cannot be used is refused here, before any work
+is done. Nothing heavy is imported, so that `python main.py --help` answers at once.
 """
 
 import argparse
 import contextlib
-import math
 import os
 import sys
 from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from typing import NamedTuple
 
 from files import InputError
@@ -17,19 +17,19 @@ from files import InputError
 ARCHITECTURES = ("conv", "mlp")  # the names in VAE.ARCHITECTURES, here without importing torch
 STAGES = {"begin": "beginning", "middle": "middle", "end": "end"}  # as folders and keys: as titles
 EPOCHS = 10
-SMALL_SET = 20_000  # training images; 10 epochs of fewer are too short, and more overfit unless images are varied
+SMALL_SET = 20_000  # training images; 10 epochs of fewer are too short, and more overfit without augmentation
 SMALL_SET_EPOCHS = 60
-SMALL_SET_VARIED = 0.9
-MAX_LATENT_DIM = 256
+SMALL_SET_AUGMENTATION = 0.9
 MAX_SEED = 2**31
-MAX_COUNT = 10**6  # epochs, or images in a batch
 EXIT_INPUT_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 
 
-def option(default, help, **argument):
-    """Declare a dataclass field that is also a command-line option, with its help and further argparse arguments."""
-    return field(default=default, metadata={"help": help, **argument})
+def option(default, help, bounds=None, **argument):
+    """Declare a field that is also a command-line option: its help, the least and the greatest value it may have, and
+    further arguments of argparse.
+    """
+    return field(default=default, metadata={"bounds": bounds, "argument": {"help": help, **argument}})
 
 
 def check(condition, name, found, expected):
@@ -38,42 +38,42 @@ def check(condition, name, found, expected):
         raise InputError(f"{name.replace('_', '-')}: found {found!r}, expected {expected}")
 
 
-def _is_integer(value, low, high=math.inf):
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-
-
-def _is_positive(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
-
-
 @dataclass(frozen=True)
 class TrainConfig:
     """How a VAE is trained; `InputError`, a `ValueError`, names a value that cannot be used."""
 
-    epochs: int = option(EPOCHS, "passes over the training images")
-    batch_size: int = option(128, "images for each gradient step")
-    learning_rate: float = option(3e-3, "peak of the one-cycle schedule for Adam")
+    epochs: int = option(EPOCHS, "passes over the training images", (1, 10**6))
+    batch_size: int = option(128, "images for each gradient step", (1, 10**6))
+    learning_rate: float = option(3e-3, "peak of the one-cycle schedule for Adam", (1e-30, 1e30))
     seed: int = option(
-        0, "of Problem 1's samples and of each training; what is measured afterwards uses the same draws for every seed"
+        0, "of Problem 1's samples, and of each training's first weights, batches and draws", (0, MAX_SEED)
     )
     sigma: float | None = option(
         None,
         "the decoder's standard deviation in units of pixel value; unset, it is calibrated on each batch",
+        (1e-6, 1e6),
         type=float,
     )
-    varied: float = option(
-        0.0, "share of the iterations, from the first on, whose images are turned, sheared and scaled a little"
+    augmentation: float = option(
+        0.0, "share of the iterations, from the first on, whose images are turned, sheared and scaled a little", (0, 1)
     )
+    float32: bool = option(False, "train in float32 even where the device computes in bfloat16 too")
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size"):
-            value = getattr(self, name)
-            check(_is_integer(value, 1, MAX_COUNT), name, value, f"an integer of at least 1 and at most {MAX_COUNT}")
-        check(_is_positive(self.learning_rate), "learning_rate", self.learning_rate, "a positive, finite number")
-        check(_is_integer(self.seed, 0, MAX_SEED), "seed", self.seed, f"an integer from 0 to {MAX_SEED}")
-        usable = self.sigma is None or (_is_positive(self.sigma) and 1e-6 <= self.sigma <= 1e6)
-        check(usable, "sigma", self.sigma, "a number from 1e-6 to 1e6")
-        check(self.varied == 0 or (_is_positive(self.varied) and self.varied <= 1), "varied", self.varied, "0 to 1")
+        for setting in fields(self):
+            if setting.metadata["bounds"]:
+                check_bounds(setting, getattr(self, setting.name))
+
+
+def check_bounds(setting, value):
+    """Raise `InputError` unless each number of a field's value is of its kind and within its bounds, or is unset."""
+    least, most = setting.metadata["bounds"]
+    kind = setting.metadata["argument"].get("type", setting.type)
+    expected = f"{'an integer' if kind is int else 'a number'} from {least} to {most}"
+    for number in value if isinstance(value, tuple) else (value,):
+        good = isinstance(number, Integral if kind is int else Real) and not isinstance(number, bool)
+        unset = number is None and setting.default is None
+        check(unset or (good and least <= number <= most), setting.name, number, expected)
 
 
 class Scale(NamedTuple):
@@ -99,12 +99,14 @@ class Settings(TrainConfig):
     epochs: int | None = option(
         None,
         f"passes over the training images; unset, {EPOCHS}, or {SMALL_SET_EPOCHS} for fewer than {SMALL_SET:,} images",
+        (1, 10**6),
         type=int,
     )
-    varied: float | None = option(
+    augmentation: float | None = option(
         None,
         f"share of the iterations, from the first on, whose images are turned, sheared and scaled a little; unset, 0, "
-        f"or {SMALL_SET_VARIED} for fewer than {SMALL_SET:,} images",
+        f"or {SMALL_SET_AUGMENTATION} for fewer than {SMALL_SET:,} images",
+        (0, 1),
         type=float,
     )
     data_root: str = option("data", "folder whose MNIST/raw holds, or is to hold, the four files of the data set")
@@ -113,24 +115,20 @@ class Settings(TrainConfig):
     )
     figures: str = option("figures", "folder for figures, results.json and the gallery")
     checkpoints: str = option("checkpoints", "folder for trained weights")
-    latent_dims: tuple[int, ...] = option((2, 16), "numbers of latent dimensions", type=int, nargs="+", metavar="K")
-    architectures: tuple[str, ...] = option(
-        ARCHITECTURES, f"any of: {', '.join(ARCHITECTURES)}", type=str, nargs="+", metavar="NAME"
+    latent_dims: tuple[int, ...] = option(
+        (2, 16), "numbers of latent dimensions", (1, 256), type=int, nargs="+", metavar="K"
     )
+    architectures: tuple[str, ...] = option(ARCHITECTURES, "networks", type=str, nargs="+", choices=ARCHITECTURES)
     device: str = option("auto", "torch device such as cpu, cuda or mps; auto takes an accelerator if there is one")
     offline: bool = option(False, "do not try to download MNIST")
     quick: bool = option(False, "the whole path on a small sample, in under a minute: a trial, not a result")
     resume: bool = option(False, "take over runs with the same settings and data that an earlier call finished")
 
     def __post_init__(self):
-        self.train_config(SMALL_SET)  # checks what belongs to training
+        super().__post_init__()
         for name in ("latent_dims", "architectures"):
             values = getattr(self, name)
-            check(len(values) > 0 and len(set(values)) == len(values), name, values, "one or more, each once")
-        for dim in self.latent_dims:
-            check(_is_integer(dim, 1, MAX_LATENT_DIM), "latent_dims", dim, f"integers from 1 to {MAX_LATENT_DIM}")
-        for name in self.architectures:
-            check(name in ARCHITECTURES, "architectures", name, f"any of {', '.join(ARCHITECTURES)}")
+            check(len(set(values)) == len(values), name, values, "each once")
 
     @property
     def scale(self):
@@ -143,13 +141,16 @@ class Settings(TrainConfig):
         small = image_count < SMALL_SET
         if self.epochs is None:
             config["epochs"] = self.scale.epochs or (SMALL_SET_EPOCHS if small else EPOCHS)
-        if self.varied is None:
-            config["varied"] = SMALL_SET_VARIED if small else 0.0
+        if self.augmentation is None:
+            config["augmentation"] = SMALL_SET_AUGMENTATION if small else 0.0
         return TrainConfig(**config)
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, exit status 2, and nothing else."""
+    """An argument parser whose errors are one line, exit status 2, and nothing else; its help shows the defaults."""
+
+    def __init__(self, prog=None, description=None):
+        super().__init__(prog, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
 
     def error(self, message):
         self.exit(EXIT_INPUT_ERROR, f"{self.prog}: error: {message}\n")
@@ -161,13 +162,13 @@ def parse_settings(
     description="Make every figure and number of the assignment: Gaussian mixtures, then VAEs on MNIST.",
 ):
     """Make `Settings` from a command line; exits with status 2 and one line on an argument that cannot be used."""
-    parser = OneLineParser(prog, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = OneLineParser(prog, description)
     for setting in fields(Settings):
-        flag = "--" + setting.name.replace("_", "-")
+        flag, argument = "--" + setting.name.replace("_", "-"), setting.metadata["argument"]
         if setting.type is bool:
-            parser.add_argument(flag, action="store_true", help=setting.metadata["help"])
+            parser.add_argument(flag, action="store_true", **argument)
         else:
-            parser.add_argument(flag, **{"type": setting.type, "default": setting.default, **setting.metadata})
+            parser.add_argument(flag, **{"type": setting.type, "default": setting.default, **argument})
     values = vars(parser.parse_args(arguments))
     try:
         return Settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
@@ -177,13 +178,16 @@ def parse_settings(
 
 def parse_figure_arguments(description, with_data):
     """Parse what the scripts that draw one figure of a checkpoint are told: checkpoint, output, stage, data_root."""
-    parser = OneLineParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = OneLineParser(description=description)
     parser.add_argument("checkpoint", help="file made by main.py, such as checkpoints/conv_z16.pt")
     parser.add_argument("--output", required=True, help="PNG file to write")
     parser.add_argument("--stage", default="end", choices=tuple(STAGES), help="of training")
     if with_data:
         parser.add_argument("--data-root", default="data", help="folder whose MNIST/raw holds the data set")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if not arguments.output.lower().endswith(".png"):
+        parser.error(f"output: found {arguments.output!r}, expected a name that ends in .png")
+    return arguments
 
 
 @contextlib.contextmanager

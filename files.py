@@ -4,19 +4,15 @@ Each file is made under a temporary name and then renamed, which the operating s
 killed, or a disk that is full, can therefore not leave half a file, nor take away the one that was there before.
 """
 
-import fnmatch
 import json
 import os
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from PIL import Image
 
-DOTS_PER_INCH = 150
-# One fixed name for each file, so that what a killed run left is overwritten, or found and removed.
-TEMPORARY = ".{}.whole-or-not.part"
-LOCK = ".whole-or-not.lock"  # held by the run that writes to a folder, and let go by the system when that run ends
+TEMPORARY = ".{}.whole-or-not.part"  # one fixed name for each file: what a killed run left is written over
+LOCK = ".whole-or-not.lock"  # held by the run that writes to a folder; the system lets it go when that run ends
 
 
 class InputError(ValueError):
@@ -33,8 +29,12 @@ def whole_file(path):
     ------
     OSError
         If the folder cannot be made or the file not be written; it names the file.
+    InputError
+        If `path` has no file name.
     """
     path = Path(path)
+    if not path.name:
+        raise InputError(f"{path}: found a folder, expected the name of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(TEMPORARY.format(path.name))
     try:
@@ -50,8 +50,6 @@ def whole_file(path):
 def writing_alone_in(*folders):
     """Make the folders to write to, and keep other runs out of them for the length of a block.
 
-    What a killed run left half-written in them is removed.
-
     Raises
     ------
     InputError
@@ -63,22 +61,11 @@ def writing_alone_in(*folders):
                 Path(folder).mkdir(parents=True, exist_ok=True)
                 (Path(folder) / LOCK).touch()  # or a folder that may not be written to would count as locked
                 locks.enter_context(FileLock(Path(folder) / LOCK, timeout=0))
-                for leftover in _leftovers(folder):
-                    leftover.unlink(missing_ok=True)
             except Timeout:
                 raise InputError(f"{folder}: found another run writing to it, expected a folder of its own") from None
             except OSError as error:
                 raise InputError(f"{folder}: {error.strerror}, expected a folder that can be written to") from error
         yield
-
-
-def _leftovers(folder):
-    """List what killed runs left half-written, but for folders below that another command writes alone in."""
-    found = []
-    for here, below, names in os.walk(folder):
-        below[:] = [name for name in below if not Path(here, name, LOCK).exists()]
-        found += [Path(here, name) for name in fnmatch.filter(names, TEMPORARY.format("*"))]
-    return found
 
 
 def write_text(path, text):
@@ -88,28 +75,16 @@ def write_text(path, text):
 
 
 def write_json(path, values):
-    """Write `values` to `path` as JSON; a NaN or an infinity is a `ValueError`, since JSON has neither."""
+    """Write a dict to `path` as JSON; a NaN or an infinity is a `ValueError`, since JSON has neither."""
     write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path):
-    """Return what `write_json` wrote to `path`; `InputError` if it holds something else."""
+    """Return the dict that `write_json` wrote to `path`; `InputError` if it holds something else."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: found something else, expected JSON as written by main.py") from error
-
-
-def save_figure(figure, path):
-    """Write a matplotlib figure to `path` as PNG."""
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH)
-        use_palette(temporary)
-
-
-def use_palette(path):
-    """Give a PNG a palette of 256 colours: greys stay what they are, others to the eye, in half the bytes."""
-    with Image.open(path) as image:
-        # Of Pillow's methods this one has the smallest greatest error; without dithering, surfaces stay smooth.
-        few = image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-        few.save(path, "png", optimize=True, dpi=image.info["dpi"])
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: found something else, expected JSON as written by main.py")
+    return values

@@ -2,29 +2,26 @@
 
 import numpy as np
 import torch
-from matplotlib import color_sequences
-from matplotlib.figure import Figure
 
+from drawing import BLUE, ORANGE, draw_mosaic, draw_prior_circles, figure_file
 from ELBO import kl_per_dimension
-from files import save_figure
 from mnist import evenly_spaced
-from sample_from_prior import PITCH, decode, draw_mosaic, draw_prior_circles
-from train import draw_checkpoint
-from tsne import encode_means
+from runs import draw_checkpoint
+from train import decode, encode_means
 
 STEPS = 11
 REACH = 3.0  # standard deviations of the prior
-SIDE = 20  # digits along each axis of the plane
+PLANE_SIDE = 20  # digits
 IMAGES = 2000  # whose codes are shown, and over which a dimension's KL is averaged
-BLUE, ORANGE, *_ = color_sequences["petroff10"]
+CENTRE = 13.5  # pixels from the edge of an image to its middle, as matplotlib counts them
+PITCH = 29  # pixels from one image of a mosaic to the next
 
 
-@torch.no_grad()
 def traverse(model):
     """Decode the codes that are 0 but for one dimension, moved over -3..+3: images of shape (K, steps, 28, 28)."""
-    values = torch.linspace(-REACH, REACH, STEPS, device=model.sigma.device)
-    z = torch.einsum("s,jk->jsk", values, torch.eye(model.latent_dim, device=values.device))
-    return model.decode(z.flatten(0, 1)).view(model.latent_dim, STEPS, 28, 28).cpu()
+    values = torch.linspace(-REACH, REACH, STEPS)
+    z = torch.einsum("s,jk->jsk", values, torch.eye(model.latent_dim))
+    return decode(model, z.flatten(0, 1)).view(model.latent_dim, STEPS, 28, 28)
 
 
 @torch.no_grad()
@@ -34,14 +31,14 @@ def dimension_kl(model, images):
     return kl_per_dimension(mu, logvar).mean(0).cpu()
 
 
-def decode_plane(model, side=SIDE):
-    """Decode a grid of codes over -3..+3 in both of two dimensions: images (side * side, 1, 28, 28).
+def decode_plane(model, side=PLANE_SIDE):
+    """Decode a grid of codes over -3..+3 in both of two dimensions: images (side, side, 28, 28).
 
     They come in rows from the top: z_1 grows to the right and z_2 upwards.
     """
     values = torch.linspace(-REACH, REACH, side)
     z2, z1 = torch.meshgrid(values.flip(0), values, indexing="ij")
-    return decode(model, torch.stack([z1.flatten(), z2.flatten()], dim=1))
+    return decode(model, torch.stack([z1.flatten(), z2.flatten()], dim=1)).view(side, side, 28, 28)
 
 
 def plot_latent_traversal(model, path, images=None, title="", order=None):
@@ -70,29 +67,29 @@ def plot_latent_traversal(model, path, images=None, title="", order=None):
         labels = [f"{label}  {nats:.2f} nats" for label, nats in zip(labels, kl.tolist(), strict=True)]
         heading += ", in the order of the end" if order else ""
         order = order or kl.argsort(descending=True).tolist()
-    heights = [0.58 * model.latent_dim] + [7.3] * (model.latent_dim == 2)  # inches
-    figure = Figure(figsize=(8, 1.6 + sum(heights)), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.2)  # inches; the layout takes the labels' mathematics for narrower
-    figure.suptitle(title)
-    axes, *plane = figure.subplots(len(heights), height_ratios=heights, squeeze=False)[:, 0]
-    _draw_rows(axes, traverse(model), list(order or dimensions), labels)
-    axes.set_title(heading, fontsize="medium")
-    if plane:
-        _draw_plane(*plane, model, images)
-    save_figure(figure, path)
+    heights = [0.58 * model.latent_dim]  # inches
+    if model.latent_dim == 2:
+        heights.append(7.3)
+    with figure_file(path, (8, 1.6 + sum(heights)), title) as figure:
+        figure.get_layout_engine().set(w_pad=0.2)  # inches; the layout takes the labels' mathematics for narrower
+        axes, *plane = figure.subplots(len(heights), height_ratios=heights, squeeze=False)[:, 0]
+        _draw_traversal(axes, traverse(model), list(order or dimensions), labels)
+        axes.set_title(heading, fontsize="medium")
+        if plane:
+            _draw_decoded_plane(*plane, model, images)
 
 
-def _draw_rows(axes, rows, order, labels):
-    draw_mosaic(axes, rows[order], STEPS, interpolation="nearest")
-    centres = PITCH * np.arange(max(rows.shape[:2])) + 13.5
+def _draw_traversal(axes, rows, order, labels):
+    draw_mosaic(axes, rows[order], interpolation="nearest")
+    centres = PITCH * np.arange(max(rows.shape[:2])) + CENTRE
     axes.set_xticks(centres[:STEPS], [f"{value:+.1f}" for value in np.linspace(-REACH, REACH, STEPS).round(6) + 0.0])
     axes.set_yticks(centres[: len(order)], [labels[k] for k in order])
     axes.set_xlabel("value of that dimension, the others at 0 (standard deviations of the prior)")
 
 
-def _draw_plane(axes, model, images):
-    edge = REACH * SIDE / (SIDE - 1)  # of the outermost digits, whose centres are at the reach
-    draw_mosaic(axes, decode_plane(model), SIDE, extent=(-edge, edge, -edge, edge))
+def _draw_decoded_plane(axes, model, images):
+    edge = REACH * PLANE_SIDE / (PLANE_SIDE - 1)  # of the outermost digits, whose centres are at the reach
+    draw_mosaic(axes, decode_plane(model), extent=(-edge, edge, -edge, edge))
     draw_prior_circles(axes, color=BLUE, linestyle="--", linewidth=1.5)
     title = "digits decoded over the plane; the prior's 1, 2 and 3 standard deviations (blue)"
     if images is not None:

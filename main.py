@@ -41,81 +41,98 @@ def make_everything(settings, finished):
     # Imported here, since it takes seconds: wrong arguments and --help are answered before.
     from joblib import delayed
 
-    import gmm_entropy
     import mnist
     import report
-    from train import Run, choose_device, plot_elbo_curves, side_by_side
+    from gmm_entropy import run_problem_1
+    from runs import Run, choose_device, side_by_side
+    from train import plot_elbo_curves
 
     figures, scale = Path(settings.figures), settings.scale
     device = choose_device(settings.device)
     dataset = mnist.load(settings.data_root, settings.offline, settings.dataset_name)
     dataset = dataset.first(scale.train_images, scale.test_images)
     say(dataset.describe())
-    config = settings.train_config(len(dataset.train_images))
+    config = settings.train_config(len(dataset.train_labels))
     runs = [Run(architecture, dim, config) for architecture in settings.architectures for dim in settings.latent_dims]
-    results = report.new_results(settings, config, dataset, device)
+    results = report.new_results(settings, config, dataset, device, len(runs))
 
-    results["gmm"] = gmm_entropy.run_problem_1(figures, settings.seed, scale.entropy_samples)
+    results["gmm"] = run_problem_1(figures, settings.seed, scale.entropy_samples)
     finished.append("Problem 1")
 
     histories = {}
     calls = [delayed(make_run)(run, line, dataset, settings) for line, run in enumerate(runs)]
-    for run, (results["runs"][run.name], histories[run]) in zip(runs, side_by_side(calls, settings), strict=True):
+    for run, (checkpoint, stages) in zip(runs, side_by_side(calls, settings), strict=True):
+        results["runs"][run.name] = report.run_results(checkpoint, stages)
+        histories[run] = checkpoint["history"]
         finished.append(run.name)
     plot_elbo_curves(histories, figures / "ELBO_Curve.png", dataset.note)
 
     report.write(results, figures)
-    say(report.summary(results))
+    say(report.run_table(results))
 
 
 def make_run(run, line, dataset, settings):
-    """Train a VAE, its progress in that line of the terminal, and show its stages: its results, and its history."""
-    from report import run_results
-    from train import progress_bar, train_or_resume
+    """Train a VAE, its progress in that line of the terminal, measure and draw it: its checkpoint and its stages."""
+    from runs import train_or_resume
 
-    with progress_bar(run, dataset, line) as bar:
-        checkpoint = train_or_resume(run, dataset, settings, bar)
-    stages = show_stages(run, checkpoint, dataset, settings, Path(settings.figures))
-    return run_results(checkpoint, stages), checkpoint["history"]
+    checkpoint = train_or_resume(run, dataset, settings, line)
+    stages, maps = measure_stages(checkpoint, dataset, settings)
+    draw_stages(run, checkpoint, stages, maps, dataset, settings)
+    return checkpoint, stages
 
 
-def show_stages(run, checkpoint, dataset, settings, figures):
-    """Measure a VAE at the three stages of its training, and write the four figures of each below `figures`.
+def measure_stages(checkpoint, dataset, settings):
+    """Measure a VAE at the three stages of its training.
 
     Returns
     -------
-    dict
+    stages : dict
         For each stage its iteration, the model's sigma, "test" as `train.evaluate` returns it, and "tsne".
+    maps : dict
+        For each stage its `tsne.Embedding`.
     """
+    from mnist import evenly_spaced
+    from runs import choose_device, model_at
+    from train import encode_means, evaluate
+    from tsne import embed
+
+    scale, test_images = settings.scale, dataset.test_images
+    images, labels = (evenly_spaced(part, scale.tsne_images) for part in (test_images, dataset.test_labels))
+    stages, maps = {}, {}
+    for stage, iteration in checkpoint["history"]["stages"].items():
+        model = model_at(checkpoint, stage).to(choose_device(settings.device))
+        importance_images = scale.importance_images if stage == "end" else 0
+        test = evaluate(model, test_images, importance_images, scale.importance_samples)
+        maps[stage] = found = embed(encode_means(model, images), labels.numpy())
+        rating = {"knn_accuracy": found.knn_accuracy, "trustworthiness": found.trustworthiness}
+        stages[stage] = {"iteration": iteration, "sigma": model.sigma.item(), "test": test, "tsne": rating}
+    return stages, maps
+
+
+def draw_stages(run, checkpoint, stages, maps, dataset, settings):
+    """Write the four figures of each stage, measured before by `measure_stages`."""
     from latent_traversal import dimension_kl, plot_latent_traversal
     from mnist import evenly_spaced
+    from runs import choose_device, model_at
     from sample_from_prior import plot_prior_samples
-    from train import choose_device, evaluate, model_at, plot_elbo_curve
+    from train import plot_elbo_curve
     from tsne import plot_tsne
 
-    scale, history = settings.scale, checkpoint["history"]
-    images, labels = (evenly_spaced(part, scale.tsne_images) for part in (dataset.test_images, dataset.test_labels))
+    history, test_images = checkpoint["history"], dataset.test_images
+    images, labels = (evenly_spaced(part, settings.scale.tsne_images) for part in (test_images, dataset.test_labels))
+    test_elbo = {stage: measured["test"]["elbo"] for stage, measured in stages.items()}
     models = {stage: model_at(checkpoint, stage).to(choose_device(settings.device)) for stage in STAGES}
     # At every stage as at the end, so that a dimension keeps its row.
-    order = dimension_kl(models["end"], dataset.test_images).argsort(descending=True).tolist()
-    stages, test_elbo = {}, {}
+    order = dimension_kl(models["end"], test_images).argsort(descending=True).tolist()
     for stage, model in models.items():
         iteration = history["stages"][stage]
-        importance_images = scale.importance_images if stage == "end" else 0
-        test = evaluate(model, dataset.test_images, importance_images, scale.importance_samples)
-        test_elbo[stage] = test["elbo"]
-
-        folder = figures / run.name / stage
+        folder = Path(settings.figures) / run.name / stage
         when = f"{STAGES[stage]} of training (iteration {iteration:,})"
         title = dataset.noted(f"{run.architecture}, z = {run.latent_dim}, {when}")
-        plot_latent_traversal(model, folder / "latent_traversal.png", dataset.test_images, title, order)
+        plot_latent_traversal(model, folder / "latent_traversal.png", test_images, title, order)
         plot_prior_samples(model, folder / "prior_samples.png", title=title)
         plot_elbo_curve(history, folder / "ELBO_Curve.png", test_elbo, iteration, title)
-        embedding = plot_tsne(model, images, labels, folder / "tsne.png", title=title)
-
-        rating = {"knn_accuracy": embedding.knn_accuracy, "trustworthiness": embedding.trustworthiness}
-        stages[stage] = {"iteration": iteration, "sigma": model.sigma.item(), "test": test, "tsne": rating}
-    return stages
+        plot_tsne(model, images, labels, folder / "tsne.png", title=title, embedding=maps[stage])
 
 
 if __name__ == "__main__":

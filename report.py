@@ -3,11 +3,10 @@
 Every table is made from results.json alone.
 """
 
-import torch
-
 from config import STAGES
 from files import write_json, write_text
-from train import environment, held_out_count, runs_at_once
+from runs import environment, in_processes, runs_at_once
+from train import held_out_count
 
 STAGE_FIGURES = {
     "latent_traversal": "Latent traversal",
@@ -17,9 +16,11 @@ STAGE_FIGURES = {
 }
 
 
-def new_results(settings, config, dataset, device):
+def new_results(settings, config, dataset, device, run_count):
     """Start the contents of results.json with everything that is known before the run."""
-    at_once = runs_at_once(settings)
+    surroundings = environment(device) | {"runs_at_once": runs_at_once(settings, run_count)}
+    if in_processes(settings):
+        surroundings["threads"] = 1  # of each process
     return {
         "dataset": {
             "name": dataset.name,
@@ -33,8 +34,7 @@ def new_results(settings, config, dataset, device):
         "quick": settings.quick,
         "config": vars(config) | {"latent_dims": settings.latent_dims, "architectures": settings.architectures},
         "seed": settings.seed,
-        # Each run has its share of this process's threads.
-        "environment": environment(device) | {"runs_at_once": at_once, "threads": torch.get_num_threads() // at_once},
+        "environment": surroundings,
         "runs": {},
     }
 
@@ -65,15 +65,10 @@ def table(rows, columns):
     return markdown_table(list(columns), [[cell.format(**row) for cell in columns.values()] for row in rows])
 
 
-def bound_heading(results):
-    """Head a column of importance-weighted bounds: on how many of the test images, with how many draws for each."""
-    test = next(iter(results["runs"].values()))["test"]
-    return f"log p(x) ≥ ({test['iw_images']} images, {test['iw_samples']} draws)"
-
-
 def entropy_table(results):
     """Items 1.2 and 1.3: the estimates beside their references."""
-    names = {"balanced": "1.2: π = (0.2, 0.5, 0.3)", "degenerate": "1.3: π = (1e-5, 1 − 2e-5, 1e-5)"}
+    items = {"1.2": results["gmm"]["balanced"], "1.3": results["gmm"]["degenerate"]}
+    weights = {item: ", ".join(f"{weight:.6g}" for weight in gmm["weights"]) for item, gmm in items.items()}
     columns = {
         "mixture": "{name}",
         "N (seed)": "{samples:,} ({seed})",
@@ -82,7 +77,7 @@ def entropy_table(results):
         "bounds": "{lower_bound:.6f} … {upper_bound:.6f}",
         "H of N(μ₂, Σ₂)": "{single_gaussian:.6f}",
     }
-    return table([{"name": name, **results["gmm"][key]} for key, name in names.items()], columns)
+    return table([{"name": f"{item}: π = ({weights[item]})", **gmm} for item, gmm in items.items()], columns)
 
 
 def grouping_table(results):
@@ -96,7 +91,7 @@ def grouping_table(results):
         ["H̄ + H(π): upper grouping bound", f"{upper:.6f}"],
         ["H(π)", f"{gmm['mixing_entropy']:.4e}"],
         ["gap to the single Gaussian, by quadrature", f"{gmm['gap_quadrature']:.4e}"],
-        [f"points from the rare components among {gmm['samples']:,}", gmm["rare_samples"]],
+        [f"points expected from the rare components among {gmm['samples']:,}", f"{gmm['expected_rare_samples']:.1f}"],
     ]
     return markdown_table(["1.3", "nats, or points"], rows)
 
@@ -126,12 +121,14 @@ def gap_table(results):
 
 def run_table(results):
     """Every run's end."""
+    test = next(iter(results["runs"].values()))["test"]
+    bound = f"log p(x) ≥ ({test['iw_images']} images, {test['iw_samples']} draws)"
     columns = {
         "run": "{name}",
         "parameters": "{parameters:,}",
         "training (s)": "{train_seconds:.0f}",
         "test ELBO": "{test[elbo]:.1f} ± {test[elbo_standard_error]:.1f}",
-        bound_heading(results): "{test[iw_log_likelihood]:.1f} ± {test[iw_standard_error]:.1f}",
+        bound: "{test[iw_log_likelihood]:.1f} ± {test[iw_standard_error]:.1f}",
         "ELBO of the same images": "{test[iw_elbo]:.1f}",
     }
     return table([{"name": name, **run} for name, run in results["runs"].items()], columns)
@@ -162,18 +159,6 @@ def write(results, folder):
     """Write results.json and the gallery."""
     write_json(folder / "results.json", results)
     write_text(folder / "README.md", gallery(results))
-
-
-def summary(results):
-    """Return the closing table, for a terminal of any encoding."""
-    line = "{:10} {:>10} {:>8} {:>6} {:>11} {:>7} {:>6} {:>6}"
-    cells = (
-        "{test[elbo]:.1f} {test[nll]:.1f} {test[kl]:.1f} {test[iw_log_likelihood]:.1f} {sigma:.4f} "
-        "{test[active_units]} {train_seconds:.0f}"
-    )
-    lines = [line.format("run", "test ELBO", "NLL", "KL", "log p(x) >=", "sigma", "units", "s")]
-    lines += [line.format(name, *cells.format(**run).split()) for name, run in results["runs"].items()]
-    return "\n".join(lines)
 
 
 def gallery(results):

@@ -1,32 +1,27 @@
-"""Item 2.4: the latent space in two dimensions, by t-SNE of the codes of held-out digits."""
+"""Item 2.4: the latent space in two dimensions, by t-SNE of the codes of test digits."""
 
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from matplotlib import color_sequences
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patheffects import withStroke
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE, trustworthiness
 from sklearn.model_selection import KFold, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from files import save_figure
+from drawing import PALETTE, Line2D, draw_prior_circles, figure_file, withStroke
 from mnist import evenly_spaced
-from sample_from_prior import draw_prior_circles
-from train import IMAGES_AT_ONCE, draw_checkpoint
+from runs import draw_checkpoint
+from train import encode_means
 
 NEIGHBOURS = 5
 FOLDS = 5
 PERPLEXITY = 30.0
-ITERATIONS = 500  # half of scikit-learn's default: 2,000 points have settled by then
-IMAGES = 2000  # of the test set, when run as a script
-LIMIT = 4.0  # of the plane of codes, the same at every stage; standard deviations of the prior
-# Of 0 to 9, in an order that keeps 3, 5, 8 and 4, 9 at least 58 units of CIELAB apart, also to readers without red or
-# green cones (simulated after Machado et al. 2009).
-DIGIT_COLORS = np.array([color_sequences["petroff10"][k] for k in (1, 7, 8, 2, 3, 9, 5, 0, 4, 6)])
+ITERATIONS = 500  # half of scikit-learn's default
+IMAGES = 2000  # test images drawn by the script
+LIMIT = 4.0  # edge of the plane of codes, the same at every stage; standard deviations of the prior
+# An order that keeps 3, 5, 8 and 4, 9 at least 58 units of CIELAB apart, also to readers without red or green cones
+# (simulated after Machado et al. 2009).
+DIGIT_COLORS = np.array([PALETTE[k] for k in (1, 7, 8, 2, 3, 9, 5, 0, 4, 6)])
 
 
 class Embedding(NamedTuple):
@@ -36,13 +31,6 @@ class Embedding(NamedTuple):
     points: np.ndarray  # (N, 2)
     knn_accuracy: float  # of a 5-nearest-neighbour classifier on the points, cross-validated
     trustworthiness: float  # Venna and Kaski 2001: 1 if the map brings no strangers together
-
-
-@torch.no_grad()
-def encode_means(model, images):
-    """Return the posterior means of images (N, 1, 28, 28) as a numpy array (N, K)."""
-    means = [model.encode(x.to(model.sigma.device))[0].cpu() for x in images.split(IMAGES_AT_ONCE)]
-    return torch.cat(means).numpy()
 
 
 def embed(codes, labels, seed=0):
@@ -69,7 +57,7 @@ def _pca_start(codes, seed):
     return 1e-4 * points / max(points[:, 0].std(), np.finfo(np.float32).tiny)
 
 
-def plot_tsne(model, images, labels, path, seed=0, title=""):
+def plot_tsne(model, images, labels, path, seed=0, title="", embedding=None):
     """Write a t-SNE map of images' codes to `path`, coloured by digit; where K = 2, the codes themselves beside it.
 
     Parameters
@@ -83,31 +71,31 @@ def plot_tsne(model, images, labels, path, seed=0, title=""):
     seed : int
         Of t-SNE.
     title : str
+    embedding : Embedding, optional
+        The map, where `embed` has made it already.
 
     Returns
     -------
     Embedding
     """
     labels = np.asarray(labels)
-    embedding = embed(encode_means(model, images), labels, seed)
+    embedding = embedding or embed(encode_means(model, images), labels, seed)
     panels = 2 if model.latent_dim == 2 else 1
-    figure = Figure(figsize=(0.8 + 5.2 * panels, 5.6), layout="constrained")
-    figure.suptitle(title)
-    axes = figure.subplots(1, panels, squeeze=False)[0]
     rating = f"{NEIGHBOURS}-NN accuracy {embedding.knn_accuracy:.3f}, trustworthiness {embedding.trustworthiness:.3f}"
-    _scatter(axes[0], embedding.points, labels, seed)
-    for digit in np.unique(labels):  # ten colours are too many to tell apart by all readers
-        at = np.median(embedding.points[labels == digit], axis=0)
-        outline = [withStroke(linewidth=3, foreground="white")]
-        axes[0].text(*at, str(digit), fontsize="x-large", weight="bold", path_effects=outline)
-    axes[0].set_title(f"t-SNE of {len(labels):,} codes\n{rating}", fontsize="medium")
-    axes[0].set(xticks=[], yticks=[])  # its units mean nothing
-    axes[0].set_aspect("equal", adjustable="datalim")
-    if panels == 2:
-        _draw_codes(axes[1], embedding.codes, labels, seed)
-    handles = [Line2D([], [], color=color, marker="o", linestyle="") for color in DIGIT_COLORS]
-    figure.legend(handles, range(10), loc="outside right center", title="class")
-    save_figure(figure, path)
+    with figure_file(path, (0.8 + 5.2 * panels, 5.6), title) as figure:
+        axes, *plane = figure.subplots(1, panels, squeeze=False)[0]
+        _scatter(axes, embedding.points, labels, seed)
+        for digit in np.unique(labels):  # ten colours are too many to tell apart by all readers
+            at = np.median(embedding.points[labels == digit], axis=0)
+            outline = [withStroke(linewidth=3, foreground="white")]
+            axes.text(*at, str(digit), fontsize="x-large", weight="bold", path_effects=outline)
+        axes.set_title(f"t-SNE of {len(labels):,} codes\n{rating}", fontsize="medium")
+        axes.set(xticks=[], yticks=[])  # its units mean nothing
+        axes.set_aspect("equal", adjustable="datalim")
+        if plane:
+            _draw_codes(*plane, embedding.codes, labels, seed)
+        handles = [Line2D([], [], color=color, marker="o", linestyle="") for color in DIGIT_COLORS]
+        figure.legend(handles, range(10), loc="outside right center", title="class")
     return embedding
 
 

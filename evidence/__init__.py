@@ -3,3 +3,5 @@
 `python -m evidence` makes all that REPORT.md rests on, `python -m evidence.benchmark` the tables of speed. It stands on
 the rest of the bundle, which works without this folder.
 """
+
+import drawing  # noqa: F401 (before anything here imports matplotlib)

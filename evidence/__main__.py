@@ -1,7 +1,7 @@
 """`python -m evidence`: everything that REPORT.md rests on, below figures/evidence/, then the numbers of the pages.
 
 The main runs are measured just as main.py does; experiments.py lists what else is. Takes the options of main.py but for
---sigma; with --resume it takes over what either made before.
+--sigma; with --resume it takes over what either made before. On full MNIST its checkpoints take some 1.4 GB.
 """
 
 import sys
@@ -36,31 +36,40 @@ def main(arguments=None):
 def make_everything(settings, folder, pages):
     """Write results.json and the figures to `folder`, and the numbers to the pages in the folder `pages`, if any."""
     # Imported here, since it takes seconds: wrong arguments and --help are answered before.
-    import gmm_entropy
     import mnist
     import report
-    from evidence.experiments import collect, planned_runs, show_training, train_elsewhere
+    from evidence.experiments import (
+        check_classes,
+        collect,
+        film_plane,
+        measure_main_runs,
+        planned_runs,
+        train_elsewhere,
+    )
     from evidence.figures import draw_figures
-    from evidence.pages import fill_pages
+    from evidence.pages import write_pages
     from files import write_json
-    from train import choose_device
+    from gmm_entropy import solve_problem_1
+    from runs import choose_device
 
     dataset = mnist.load(settings.data_root, settings.offline, settings.dataset_name)
     dataset = dataset.first(settings.scale.train_images, settings.scale.test_images)
     say(dataset.describe())
-    config = settings.train_config(len(dataset.train_images))
-    results = report.new_results(settings, config, dataset, choose_device(settings.device))
-    results["gmm"] = gmm_entropy.solve_problem_1(settings.seed)
+    check_classes(dataset)
+    config = settings.train_config(len(dataset.train_labels))
     plan = planned_runs(settings, config)
+    results = report.new_results(settings, config, dataset, choose_device(settings.device), len(plan["sizes"]))
+    results["gmm"] = solve_problem_1(settings.seed)
     results["evidence"] = collect(plan, dataset, settings)
     results["evidence"]["elsewhere"] = train_elsewhere(plan, dataset, settings)
-    results["runs"] = show_training(plan["main"], dataset, settings, folder)
-    draw_figures(plan, results["evidence"], dataset, settings, folder)
-
+    results["runs"] = measure_main_runs(plan["main"], dataset, settings)
     write_json(folder / "results.json", results)
+
+    draw_figures(plan, results["evidence"], dataset, settings, folder)
+    film_plane(plan["main"], dataset, settings, folder)
     if pages:
-        fill_pages(pages, results)
-    say(report.summary(results))
+        write_pages(pages, results)
+    say(report.run_table(results))
 
 
 if __name__ == "__main__":

@@ -6,12 +6,9 @@ measured is kept beside the checkpoints, so that --resume takes it over.
 """
 
 import copy
-import re
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -20,32 +17,30 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from config import MAX_SEED, check
 from evidence.film import record, write_film
 from evidence.posterior import divergence_from_prior, draw_codes, fit_mixture, sample_mixture
 from evidence.quality import SAMPLES, SampleJudge
-from files import read_json, write_json
-from main import show_stages
-from mnist import evenly_spaced, load_packaged
+from files import InputError, read_json, write_json
+from main import measure_stages
+from mnist import CLASSES, evenly_spaced, load_packaged
 from report import run_results
-from sample_from_prior import sample_prior
-from train import (
+from runs import (
     Run,
-    calibrated_sigma,
     checkpoint_path,
     choose_device,
-    evaluate,
-    hold_out,
     load_checkpoint,
     made_from,
     model_at,
     new_model,
-    progress_bar,
     read_checkpoint,
-    seeded,
+    runs_at_once,
     side_by_side,
     train_or_resume,
 )
-from tsne import NEIGHBOURS, encode_means
+from sample_from_prior import sample_prior
+from train import calibrated_sigma, encode_means, evaluate, hold_out, seeded
+from tsne import NEIGHBOURS
 from VAE import VAE
 
 LATENT_DIMS = (1, 2, 4, 8, 16, 32, 64)
@@ -64,6 +59,8 @@ def planned_runs(settings, config):
 
     The main runs come first, then what is quick to train, so that an interrupted call has the most of them.
     """
+    most = MAX_SEED - SEEDS + 1
+    check(config.seed <= most, "seed", config.seed, f"at most {most}, since the next {SEEDS - 1} are used too")
     names, dims = settings.architectures, settings.latent_dims
     dim = LATENT_DIM if LATENT_DIM in dims else dims[-1]
     sizes = dims if settings.quick else sorted({*LATENT_DIMS, *dims})
@@ -72,9 +69,9 @@ def planned_runs(settings, config):
 
     def planned(architecture, latent_dim, **changes):
         own = replace(config, **changes)
-        return Run(architecture, latent_dim, own, variant(own, config))
+        return Run(architecture, latent_dim, own, variant(own, config), own.seed - config.seed)
 
-    seeds = [config.seed + index for index in range(SEEDS)]
+    seeds = range(config.seed, config.seed + SEEDS)
     sigma = {"architecture": FIXED_SIGMA_NETWORK, "latent_dim": dim, "sigma": FIXED_SIGMA}
     return {
         "main": [planned(name, size) for name in names for size in dims],
@@ -87,11 +84,17 @@ def planned_runs(settings, config):
 
 
 def variant(config, main):
-    """Name what sets a run apart from the main run of its architecture and size."""
+    """Name what sets a run apart from the main run of its architecture and size, but for the seed."""
     marks = [f"sigma{config.sigma:g}"] if config.sigma else []
     marks += [f"epochs{config.epochs}"] if config.epochs != main.epochs else []
-    marks += [f"seed{config.seed}"] if config.seed != main.seed else []
     return "_".join(marks)
+
+
+def check_classes(dataset):
+    """Raise `InputError` unless there are two test images of every class, which the figures show."""
+    counts = torch.bincount(dataset.test_labels, minlength=CLASSES).tolist()
+    if min(counts) < 2:
+        raise InputError(f"{dataset.name}: found {counts} test images of the classes, expected at least 2 of each")
 
 
 def remembered(what, run, dataset, settings, measurement):
@@ -125,7 +128,9 @@ def collect(plan, dataset, settings):
     """
     runs = list(dict.fromkeys(run for experiment in plan.values() for run in experiment))
     judge = SampleJudge(dataset)
-    measured = side_by_side([delayed(make_run)(run, dataset, settings, judge) for run in runs], settings)
+    lines = runs_at_once(settings, len(runs))
+    calls = [delayed(measure_run)(run, k % lines, dataset, settings, judge) for k, run in enumerate(runs)]
+    measured = side_by_side(calls, settings)
     kinds = dict.fromkeys((run.architecture, run.latent_dim) for run in runs)
     counts = len(dataset.train_images), len(dataset.test_images)
     return {
@@ -137,10 +142,9 @@ def collect(plan, dataset, settings):
     }
 
 
-def make_run(run, dataset, settings, judge):
-    """Train a run and measure it: its settings and measurements."""
-    with progress_bar(run, dataset) as bar:
-        checkpoint = train_or_resume(run, dataset, settings, bar)
+def measure_run(run, line, dataset, settings, judge):
+    """Train a run, its progress in that line of the terminal, and measure it: its settings and measurements."""
+    checkpoint = train_or_resume(run, dataset, settings, line)
     model = model_at(checkpoint).to(choose_device(settings.device))
     numbers = remembered("measured", run, dataset, settings, lambda: measure(model, dataset, settings.scale, judge))
     return {**describe(run), "train_seconds": checkpoint["train_seconds"], **numbers}
@@ -148,40 +152,36 @@ def make_run(run, dataset, settings, judge):
 
 def describe(run):
     """Say which run this is: its name, its group's, and the settings in which runs differ."""
-    seedless = re.sub(r"_?seed\d+$", "", run.name)
     settled = {"architecture": run.architecture, "latent_dim": run.latent_dim, "epochs": run.config.epochs}
     rule = "calibrated" if run.config.sigma is None else run.config.sigma
-    return {"name": run.name, "group": seedless, **settled, "sigma_rule": rule, "seed": run.config.seed}
+    return {"name": run.name, "group": run.group, **settled, "sigma_rule": rule, "seed": run.config.seed}
 
 
-def show_training(runs, dataset, settings, folder):
-    """Measure the stages of runs as main.py does, and film a plane of codes among them into `folder`.
-
-    Returns
-    -------
-    dict
-        {name: what `report.run_results` makes of a run}.
-    """
-    planes = [run for run in runs if run.latent_dim == 2][-1:]  # the fully connected network, which is quicker
-    calls = [delayed(show_run)(run, dataset, settings) for run in runs]
-    calls += [delayed(film_run)(run, dataset, settings, folder) for run in planes]
-    shown = list(side_by_side(calls, settings))
-    return {run.name: results for run, results in zip(runs, shown, strict=False)}
+def measure_main_runs(runs, dataset, settings):
+    """Measure the stages of runs that have been trained as main.py does: {name: its entry in results.json}."""
+    calls = [delayed(measure_main_run)(run, dataset, settings) for run in runs]
+    return {run.name: results for run, results in zip(runs, side_by_side(calls, settings), strict=True)}
 
 
-def show_run(run, dataset, settings):
-    """Return the results of a run that has been trained, as main.py has them in its results.json."""
+def measure_main_run(run, dataset, settings):
+    """Return the entry of a run that has been trained in main.py's results.json."""
     checkpoint = read_checkpoint(checkpoint_path(run, settings))
+    stages = remembered("stages", run, dataset, settings, lambda: measure_stages(checkpoint, dataset, settings)[0])
+    return run_results(checkpoint, stages)
 
-    def show():
-        with TemporaryDirectory() as dropped:
-            return show_stages(run, checkpoint, dataset, settings, Path(dropped))
 
-    return run_results(checkpoint, remembered("stages", run, dataset, settings, show))
+def film_plane(runs, dataset, settings, folder):
+    """Train a run with a plane of codes once more, and film it; with --resume, a film that is there stays.
+
+    It is the last of them, with the fully connected network, which is quicker.
+    """
+    planes = [run for run in runs if run.latent_dim == 2]
+    if planes:
+        list(side_by_side([delayed(film_run)(planes[-1], dataset, settings, folder)], settings))
 
 
 def film_run(run, dataset, settings, folder):
-    """Train a run once more, and write its film into `folder`; with --resume, one that is there stays."""
+    """Train a run and write its film into `folder`."""
     path = folder / "film.gif"
 
     def film():
@@ -203,27 +203,20 @@ def train_elsewhere(plan, dataset, settings):
     packaged = load_packaged().first(settings.scale.train_images, settings.scale.test_images)
     config = settings.train_config(len(packaged.train_images))
     main_runs = [run for run in plan["halves"] if run in plan["main"]]
-    calls = [delayed(train_in_float32)(replace(run, variant="float32"), dataset, settings) for run in main_runs]
-    calls += [
-        delayed(train_plainly)(replace(run, variant="packaged", config=config), packaged, settings) for run in main_runs
-    ]
-    trained, names = list(side_by_side(calls, settings)), [run.name for run in main_runs]
-    return {
-        "float32": dict(zip(names, trained[: len(names)], strict=True)),
-        "packaged": dict(zip(names, trained[len(names) :], strict=True)),
-    }
+    names = [run.name for run in main_runs]
+    float32 = [replace(run, variant="float32", config=replace(run.config, float32=True)) for run in main_runs]
+    small = [replace(run, variant="packaged", config=config) for run in main_runs]
+
+    def trained(runs, data):
+        calls = [delayed(train_plainly)(run, line, data, settings) for line, run in enumerate(runs)]
+        return dict(zip(names, side_by_side(calls, settings), strict=True))
+
+    return {"float32": trained(float32, dataset), "packaged": trained(small, packaged)}
 
 
-def train_in_float32(run, dataset, settings):
-    """Train a run with bfloat16 switched off."""
-    with patch("train.has_native_bfloat16", return_value=False):
-        return train_plainly(run, dataset, settings)
-
-
-def train_plainly(run, dataset, settings):
+def train_plainly(run, line, dataset, settings):
     """Train a run, and measure no more than its test ELBO and its seconds."""
-    with progress_bar(run, dataset) as bar:
-        checkpoint = train_or_resume(run, dataset, settings, bar)
+    checkpoint = train_or_resume(run, dataset, settings, line)
     model = model_at(checkpoint).to(choose_device(settings.device))
     return {"elbo": evaluate(model, dataset.test_images)["elbo"], "train_seconds": checkpoint["train_seconds"]}
 

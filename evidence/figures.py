@@ -8,32 +8,30 @@ from operator import getitem
 
 import numpy as np
 import torch
-from matplotlib import color_sequences, colormaps
+from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Circle
 from matplotlib.ticker import LogLocator
 from scipy.stats import chi
 
+from drawing import BLUE, ORANGE, Circle, Line2D, draw_mosaic, figure_file
 from evidence.experiments import fit_code_mixture, trained_model
 from evidence.pages import CARRYING, Spread, measured_in
 from evidence.posterior import draw_codes, sample_mixture
-from files import save_figure
-from mnist import CLASSES, SIDE, evenly_spaced
-from sample_from_prior import decode, sample_prior
-from tsne import encode_means
+from mnist import CLASSES, evenly_spaced
+from sample_from_prior import sample_prior
+from train import decode, encode_means
 
 NAMES = {"conv": "convolutional", "mlp": "fully connected"}
-COLORS = dict(zip(NAMES, color_sequences["petroff10"], strict=False))
+COLORS = {"conv": BLUE, "mlp": ORANGE}
 GAP = 2  # white pixels between digits
+PITCH, CENTRE = 28 + GAP, 13.5  # pixels from one digit to the next, and from the edge of one to its middle
 DRAWN = 8  # samples in a row
 GREATEST_ERROR = 0.75  # pixel value at the ends of the errors' colours
 STEPS = 9  # digits of a path, its ends included
 PAIRS = {"different classes": ((0, 6), (3, 8), (4, 9), (1, 7)), "the same class": ((2, 2), (4, 4), (5, 5), (7, 7))}
 RADII = (1, 2, 3)  # standard deviations of the prior
-WIDTHS = (2.4, 1.7, 1.0)  # of the lines that hold the mass within each, in points
+WIDTHS = (2.4, 1.7, 1.0)  # points, of the lines that hold as much as is within each
 
 
 # ---- Numbers
@@ -65,36 +63,34 @@ def plot_latent_sizes(runs, real, check, path, title=""):
         "density of samples": ("prior_samples.density", "mixture_samples.density"),
     }
     networks, sizes = _networks(runs), sorted({run["latent_dim"] for run in runs})
-    figure = Figure(figsize=(10, 10.5), layout="constrained")
-    figure.suptitle(title)
-    for axes, (label, keys) in zip(figure.subplots(4, 2, sharex=True).flat, panels.items(), strict=True):
-        for network, dodge in zip(networks, (0.97, 1.03), strict=False):  # or one curve would hide the other
-            own = [run for run in runs if run["architecture"] == network]
-            for key, style in zip(keys, ("o-", "s--"), strict=False):
-                dims, means, deviations = _over_seeds(own, key, check)
-                at = [dodge * dim for dim in dims]
-                axes.errorbar(at, means, deviations, fmt=style, color=COLORS[network], capsize=3, markersize=5)
-        axes.set_title(label, fontsize="medium")
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(sizes, [str(dim) for dim in sizes])
-        axes.grid(alpha=0.3)
-    *_, coverage, density = figure.axes
-    density.set_yscale("log", base=2)
-    density.yaxis.set_major_formatter("{x:g}")
-    for axes, value in ((coverage, real["coverage"]), (density, real["density"])):
-        axes.axhline(value, color="black", linestyle=":")
-        axes.set_xlabel("latent dimensions K")
-    handles = [Line2D([], [], color=COLORS[network], linewidth=3, label=NAMES[network]) for network in networks]
-    styles = {
-        "test images; samples from the prior": {"marker": "o"},
-        "images trained on; samples from the mixture": {"marker": "s", "linestyle": "--"},
-        "real digits": {"linestyle": ":"},
-    }
-    handles += [Line2D([], [], color="black", label=label, **style) for label, style in styles.items()]
-    seeds = len({run["seed"] for run in runs})
-    caption = f"mean ± 1 standard deviation over {seeds} seeds"
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, title=caption)
-    save_figure(figure, path)
+    with figure_file(path, (10, 10.5), title) as figure:
+        for axes, (label, keys) in zip(figure.subplots(4, 2, sharex=True).flat, panels.items(), strict=True):
+            for network, dodge in zip(networks, (0.97, 1.03), strict=False):  # or one curve would hide the other
+                own = [run for run in runs if run["architecture"] == network]
+                for key, style in zip(keys, ("o-", "s--"), strict=False):
+                    dims, means, deviations = _over_seeds(own, key, check)
+                    at = [dodge * dim for dim in dims]
+                    axes.errorbar(at, means, deviations, fmt=style, color=COLORS[network], capsize=3, markersize=5)
+            axes.set_title(label, fontsize="medium")
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(sizes, [str(dim) for dim in sizes])
+            axes.grid(alpha=0.3)
+        *_, coverage, density = figure.axes
+        density.set_yscale("log", base=2)
+        density.yaxis.set_major_formatter("{x:g}")
+        for axes, value in ((coverage, real["coverage"]), (density, real["density"])):
+            axes.axhline(value, color="black", linestyle=":")
+            axes.set_xlabel("latent dimensions K")
+        handles = [Line2D([], [], color=COLORS[network], linewidth=3, label=NAMES[network]) for network in networks]
+        styles = {
+            "test images; samples from the prior": {"marker": "o"},
+            "images trained on; samples from the mixture": {"marker": "s", "linestyle": "--"},
+            "real digits": {"linestyle": ":"},
+        }
+        handles += [Line2D([], [], color="black", label=label, **style) for label, style in styles.items()]
+        seeds = len({run["seed"] for run in runs})
+        caption = f"mean ± 1 standard deviation over {seeds} seeds"
+        figure.legend(handles=handles, loc="outside lower center", ncols=3, title=caption)
 
 
 def _over_seeds(runs, key, check):
@@ -120,26 +116,26 @@ def plot_kl_spectrum(runs, path, title=""):
     `plot_latent_sizes`.
     """
     networks = _networks(runs)
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    figure.suptitle(title)
-    panels = figure.subplots(1, len(networks), sharex=True, sharey=True, squeeze=False)[0]
-    for axes, network in zip(panels, networks, strict=True):
-        own = [run for run in runs if run["architecture"] == network]
-        for dim, style in zip(sorted({run["latent_dim"] for run in own})[-3:], (":", "--", "-"), strict=False):
-            alike = [run for run in own if run["latent_dim"] == dim]
-            spectra = np.array([sorted(run["kl_per_dimension"], reverse=True) for run in alike])
-            ranks, color = range(1, dim + 1), COLORS[network]
-            label = f"K = {dim}: {', '.join(str(_carrying(run)) for run in alike)}"
-            axes.plot(ranks, spectra.T, style, color=color, linewidth=0.7, alpha=0.6)
-            axes.plot(ranks, spectra.mean(0), style, marker="o", markevery=[-1], color=color, linewidth=2, label=label)
-        axes.axhline(CARRYING, color="black", linewidth=1)
-        axes.annotate(f"{CARRYING} nats", (1, CARRYING), (0, 3), textcoords="offset points")
-        axes.set(yscale="log", title=NAMES[network], xlabel="dimension, in order of its KL")
-        axes.grid(alpha=0.3)
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.legend(loc="lower left", title=f"dimensions above\n{CARRYING} nats, by seed", fontsize="small")
-    panels[0].set_ylabel("KL of the dimension (nats per image)")
-    save_figure(figure, path)
+    with figure_file(path, (10, 4.2), title) as figure:
+        panels = figure.subplots(1, len(networks), sharex=True, sharey=True, squeeze=False)[0]
+        for axes, network in zip(panels, networks, strict=True):
+            own = [run for run in runs if run["architecture"] == network]
+            for dim, style in zip(sorted({run["latent_dim"] for run in own})[-3:], (":", "--", "-"), strict=False):
+                alike = [run for run in own if run["latent_dim"] == dim]
+                spectra = np.array([sorted(run["kl_per_dimension"], reverse=True) for run in alike])
+                ranks, color = range(1, dim + 1), COLORS[network]
+                label = f"K = {dim}: {', '.join(str(_carrying(run)) for run in alike)}"
+                axes.plot(ranks, spectra.T, style, color=color, linewidth=0.7, alpha=0.6)
+                axes.plot(
+                    ranks, spectra.mean(0), style, marker="o", markevery=[-1], color=color, linewidth=2, label=label
+                )
+            axes.axhline(CARRYING, color="black", linewidth=1)
+            axes.annotate(f"{CARRYING} nats", (1, CARRYING), (0, 3), textcoords="offset points")
+            axes.set(yscale="log", title=NAMES[network], xlabel="dimension, in order of its KL")
+            axes.grid(alpha=0.3)
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.legend(loc="lower left", title=f"dimensions above\n{CARRYING} nats, by seed", fontsize="small")
+        panels[0].set_ylabel("KL of the dimension (nats per image)")
 
 
 def plot_elbo_time(budgets, path, title=""):
@@ -147,24 +143,22 @@ def plot_elbo_time(budgets, path, title=""):
 
     `budgets` is a list of dicts of "architecture", "epochs", "train_seconds" and "elbo" (nats per image).
     """
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    axes.set_title(title)
-    for network in _networks(budgets):
-        own = sorted((run for run in budgets if run["architecture"] == network), key=lambda run: run["epochs"])
-        seconds, elbos = ([run[key] for run in own] for key in ("train_seconds", "elbo"))
-        axes.plot(seconds, elbos, "o-", color=COLORS[network], label=NAMES[network])
-        side = 1 if network == "conv" else -1  # below and above, where neither curve is
-        for run, *point in zip(own, seconds, elbos, strict=True):
-            offset = (9 * side, -10 * side)
-            axes.annotate(str(run["epochs"]), point, offset, textcoords="offset points", ha="center", va="center")
-    axes.set(xscale="log", xlabel="training (seconds)", ylabel="test ELBO (nats per image)")
-    axes.margins(0.08)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(loc="lower right", title="each point: a whole training,\nlabelled with its epochs")
-    save_figure(figure, path)
+    with figure_file(path, (8, 5), title) as figure:
+        axes = figure.subplots()
+        for network in _networks(budgets):
+            own = sorted((run for run in budgets if run["architecture"] == network), key=lambda run: run["epochs"])
+            seconds, elbos = ([run[key] for run in own] for key in ("train_seconds", "elbo"))
+            axes.plot(seconds, elbos, "o-", color=COLORS[network], label=NAMES[network])
+            side = 1 if network == "conv" else -1  # below and above, where neither curve is
+            for run, *point in zip(own, seconds, elbos, strict=True):
+                offset = (9 * side, -10 * side)
+                axes.annotate(str(run["epochs"]), point, offset, textcoords="offset points", ha="center", va="center")
+        axes.set(xscale="log", xlabel="training (seconds)", ylabel="test ELBO (nats per image)")
+        axes.margins(0.08)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.grid(alpha=0.3, which="both")
+        axes.legend(loc="lower right", title="each point: a whole training,\nlabelled with its epochs")
 
 
 def _networks(runs):
@@ -183,13 +177,12 @@ def plot_digits_by_latent_size(models, dataset, path, title=""):
     """Write what models {K: VAE} make of the same test digits, and what they draw, to `path`: a row for each K."""
     rows = _rows_of_models({f"K = {dim}": model for dim, model in models.items()}, _digits(dataset), dataset, DRAWN)
     real = _digits(dataset), *evenly_spaced(dataset.test_images, 2 * DRAWN).split(DRAWN)
-    figure = _sheet(0.4 + 0.35 * (1 + len(models)), title)
-    panels = figure.subplots(1, 3, width_ratios=[*map(len, real)])
-    for axes, digits, (label, own) in zip(panels, real, rows.items(), strict=True):
-        _draw_rows(axes, {"test digits": digits, **own}, label)
-    for axes in panels[1:]:
-        axes.set_yticks([])
-    save_figure(figure, path)
+    with _sheet(path, 0.4 + 0.35 * (1 + len(models)), title) as figure:
+        panels = figure.subplots(1, 3, width_ratios=[*map(len, real)])
+        for axes, digits, (label, own) in zip(panels, real, rows.items(), strict=True):
+            _draw_labelled_rows(axes, {"test digits": digits, **own}, label)
+        for axes in panels[1:]:
+            axes.set_yticks([])
 
 
 def plot_sigma(models, dataset, path, title=""):
@@ -197,11 +190,10 @@ def plot_sigma(models, dataset, path, title=""):
     digits = torch.cat([_digits(dataset), _digits(dataset, 1)])
     panels = _rows_of_models(models, digits, dataset, len(digits))
     panels["reconstructions"] = {"test digits": digits, **panels["reconstructions"]}
-    figure = _sheet(1.0 + 0.455 * sum(map(len, panels.values())), title)
-    subplots = figure.subplots(3, 1, height_ratios=[*map(len, panels.values())])
-    for axes, (label, rows) in zip(subplots, panels.items(), strict=True):
-        _draw_rows(axes, rows, label)
-    save_figure(figure, path)
+    with _sheet(path, 1.0 + 0.455 * sum(map(len, panels.values())), title) as figure:
+        subplots = figure.subplots(3, 1, height_ratios=[*map(len, panels.values())])
+        for axes, (label, rows) in zip(subplots, panels.items(), strict=True):
+            _draw_labelled_rows(axes, rows, label)
 
 
 def _rows_of_models(models, digits, dataset, drawn):
@@ -225,31 +217,33 @@ def plot_networks(models, dataset, path, title=""):
         for name, images in reconstructions.items()
     }
     samples = {NAMES[name]: sample_prior(model, 2 * DRAWN) for name, model in models.items()}
-    figure = _sheet(0.75 + 0.475 * (1 + 3 * len(models)), title)
-    above, below = figure.subplots(2, 1, height_ratios=(1 + 2 * len(models), len(models)))
-    _draw_rows(above, {"test digits": digits, **reconstructions, **differences}, "the same test digits, reconstructed")
-    _draw_rows(below, samples, "samples from the prior: the same draws of z, in two different latent spaces")
-    bar = figure.colorbar(errors, ax=[above, below], shrink=0.7, anchor=(0, 0.8), extend="both", pad=0.01)
-    bar.set_label("reconstruction − test digit (pixel value)")
-    save_figure(figure, path)
+    with _sheet(path, 0.75 + 0.475 * (1 + 3 * len(models)), title) as figure:
+        above, below = figure.subplots(2, 1, height_ratios=(1 + 2 * len(models), len(models)))
+        _draw_labelled_rows(
+            above, {"test digits": digits, **reconstructions, **differences}, "the same test digits, reconstructed"
+        )
+        _draw_labelled_rows(
+            below, samples, "samples from the prior: the same draws of z, in two different latent spaces"
+        )
+        bar = figure.colorbar(errors, ax=[above, below], shrink=0.7, anchor=(0, 0.8), extend="both", pad=0.01)
+        bar.set_label("reconstruction − test digit (pixel value)")
 
 
 @torch.no_grad()
 def plot_interpolation(model, dataset, path, title=""):
     """Write paths between pairs of test digits to `path`: straight in codes, then decoded, and straight in pixels."""
-    figure = _sheet(4.4, title)
-    share = torch.linspace(0, 1, STEPS).view(-1, 1)
-    for axes, (label, pairs) in zip(figure.subplots(1, len(PAIRS)), PAIRS.items(), strict=True):
-        rows = {}
-        for first, last in pairs:
-            ends = torch.cat([_digit(dataset, first), _digit(dataset, last, nth=int(first == last))])
-            codes = torch.from_numpy(encode_means(model, ends))
-            rows[f"{first} → {last}, codes"] = decode(model, torch.lerp(codes[:1], codes[1:], share))
-            rows[f"{first} → {last}, pixels"] = torch.lerp(ends[:1], ends[1:], share.view(-1, 1, 1, 1))
-        _draw_rows(axes, rows, f"between digits of {label}")
-        axes.set_xticks([(SIDE + GAP) * step + 13.5 for step in range(0, STEPS, 2)], ["0", "¼", "½", "¾", "1"])
-        axes.set_xlabel("share of the second digit's code or pixels")
-    save_figure(figure, path)
+    with _sheet(path, 4.4, title) as figure:
+        share = torch.linspace(0, 1, STEPS).view(-1, 1)
+        for axes, (label, pairs) in zip(figure.subplots(1, len(PAIRS)), PAIRS.items(), strict=True):
+            rows = {}
+            for first, last in pairs:
+                ends = torch.cat([_digit(dataset, first), _digit(dataset, last, nth=int(first == last))])
+                codes = torch.from_numpy(encode_means(model, ends))
+                rows[f"{first} → {last}, codes"] = decode(model, torch.lerp(codes[:1], codes[1:], share))
+                rows[f"{first} → {last}, pixels"] = torch.lerp(ends[:1], ends[1:], share.view(-1, 1, 1, 1))
+            _draw_labelled_rows(axes, rows, f"between digits of {label}")
+            axes.set_xticks([PITCH * step + CENTRE for step in range(0, STEPS, 2)], ["0", "¼", "½", "¾", "1"])
+            axes.set_xlabel("share of the second digit's code or pixels")
 
 
 def _digit(dataset, label, nth=0):
@@ -267,24 +261,19 @@ def _reconstruct(model, images):
     return decode(model, torch.from_numpy(encode_means(model, images)))
 
 
-def _sheet(height, title):
-    """Return a figure for rows of digits, as wide as a page and `height` inches high besides its title."""
-    figure = Figure(figsize=(10, height + 0.3 * bool(title)), layout="constrained")
-    figure.suptitle(title)
-    return figure
+def _sheet(path, height, title):
+    """Open a figure for rows of digits, as wide as a page and `height` inches high besides its title."""
+    return figure_file(path, (10, height + 0.3 * bool(title)), title)
 
 
-def _draw_rows(axes, rows, title):
+def _draw_labelled_rows(axes, rows, title):
     """Draw labelled rows of images, {label: (N, 1, 28, 28) greys or (N, 28, 28, 3) colours}, as one mosaic."""
     arrays = map(np.asarray, rows.values())
-    cells = [row if row.shape[-1] == 3 else row.reshape(-1, SIDE, SIDE, 1).repeat(3, axis=-1) for row in arrays]
-    padded = np.pad(np.stack(cells), [(0, 0), (0, 0), (0, GAP), (0, GAP), (0, 0)], constant_values=1.0)
-    count, columns, side = padded.shape[:3]
-    mosaic = padded.swapaxes(1, 2).reshape(count * side, columns * side, 3)
-    axes.imshow(mosaic[:-GAP, :-GAP])
+    images = [row if row.shape[-1] == 3 else row.reshape(-1, 28, 28, 1).repeat(3, axis=-1) for row in arrays]
+    draw_mosaic(axes, np.stack(images), GAP)
     axes.set_title(title, fontsize="medium")
     axes.set_xticks([])
-    axes.set_yticks([side * row + 13.5 for row in range(count)], list(rows))
+    axes.set_yticks([PITCH * row + CENTRE for row in range(len(rows))], list(rows))
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
 
@@ -299,16 +288,14 @@ def plot_aggregate_posterior(models, dataset, path, title=""):
     many of the codes as the circle holds of the prior. At another K by their length |z|, which under the prior has the
     chi distribution with K degrees of freedom.
     """
-    figure = Figure(figsize=(5 * len(models), 5), layout="constrained")
-    figure.suptitle(title)
-    for axes, (dim, model) in zip(figure.subplots(1, len(models), squeeze=False)[0], models.items(), strict=True):
-        codes = draw_codes(model, dataset.test_images, seed=1)
-        draw = _draw_plane if dim == 2 else _draw_lengths
-        draw(axes, codes, fit_code_mixture(model, dataset), COLORS[model.architecture])
-    save_figure(figure, path)
+    with figure_file(path, (5 * len(models), 5), title) as figure:
+        for axes, (dim, model) in zip(figure.subplots(1, len(models), squeeze=False)[0], models.items(), strict=True):
+            codes = draw_codes(model, dataset.test_images, seed=1)
+            draw = _draw_contours if dim == 2 else _draw_lengths
+            draw(axes, codes, fit_code_mixture(model, dataset), COLORS[model.architecture])
 
 
-def _draw_plane(axes, codes, mixture, color):
+def _draw_contours(axes, codes, mixture, color):
     masses = [chi.cdf(radius, 2) for radius in RADII]
     reach = 1.1 * max(*RADII, np.quantile(np.abs(codes), 0.999))
     side = np.linspace(-reach, reach, 200)

@@ -4,18 +4,19 @@ from itertools import count
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib import style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image
 
+from drawing import Figure, mosaic
 from files import whole_file
-from latent_traversal import REACH, SIDE, decode_plane
+from latent_traversal import PLANE_SIDE, REACH, decode_plane
 from mnist import evenly_spaced
 from train import calibrated_sigma, count_iterations, evaluate, hold_out, seeded, train
 
 FRAMES = 40
 ELBO_IMAGES = 2000  # test images for each frame's ELBO
-GREYS = 12  # levels of the palette: 1.2 MB on full MNIST, 0.9 with 8, 1.45 with 16
+GREYS = 12  # 1.2 MB on full MNIST; 0.9 with 8, 1.45 with 16
 FRAME_SECONDS, LAST_SECONDS = 0.2, 3.0
 
 
@@ -24,7 +25,7 @@ class Frame(NamedTuple):
 
     iteration: int
     elbo: float  # of test images, nats per image
-    plane: np.ndarray  # (28 SIDE, 28 SIDE), pixel values in [0, 1]
+    plane: np.ndarray  # (height, width), pixel values in [0, 1]
 
 
 def frame_iterations(total, frames=FRAMES):
@@ -46,11 +47,10 @@ def record(model, dataset, config):
     def look(_):
         iteration = next(iterations)
         if iteration in shown:
-            with seeded(0):  # the training's random numbers stay its own
+            with seeded(0, model.sigma.device):  # the training's random numbers stay its own
                 model.sigma.fill_(config.sigma or calibrated_sigma(model, held_out))  # it sets this only at its stages
             elbo = evaluate(model, test_images)["elbo"]
-            plane = decode_plane(model).view(SIDE, SIDE, 28, 28).transpose(1, 2).reshape(28 * SIDE, 28 * SIDE)
-            frames.append(Frame(iteration, elbo, plane.numpy()))
+            frames.append(Frame(iteration, elbo, mosaic(decode_plane(model), gap=0)))
 
     train(model, dataset.train_images, config, on_iteration=look)
     return frames
@@ -58,7 +58,8 @@ def record(model, dataset, config):
 
 def write_film(frames, path):
     """Write frames, a list of `Frame`, to `path` as an animated GIF that starts anew after its last, longer frame."""
-    pictures = [_draw(frame) for frame in frames]
+    with style.context("default"):
+        pictures = [_draw(frame) for frame in frames]
     milliseconds = [1000 * FRAME_SECONDS] * (len(frames) - 1) + [1000 * LAST_SECONDS]
     with whole_file(path) as temporary:
         pictures[0].save(
@@ -70,8 +71,8 @@ def _draw(frame):
     """Draw a frame in the film's few greys: a Pillow image with a palette."""
     figure = Figure(figsize=(5.2, 5.5), dpi=100)
     axes = figure.add_axes((0.1, 0.09, 0.889, 0.84))  # fixed, so that nothing moves from frame to frame
-    edge = REACH * SIDE / (SIDE - 1)  # half a cell beyond the outermost codes, which are at their cells' centres
-    axes.imshow(frame.plane, cmap="gray", vmin=0, vmax=1, extent=(-edge, edge, -edge, edge))
+    edge = REACH * PLANE_SIDE / (PLANE_SIDE - 1)  # of the outermost digits, whose centres are at the reach
+    axes.imshow(frame.plane, cmap="gray", vmin=0, vmax=1, extent=(-edge, edge, -edge, edge), origin="upper")
     axes.set(xticks=range(-3, 4), yticks=range(-3, 4))
     axes.set_xlabel("$z_1$", labelpad=0)
     axes.set_ylabel("$z_2$", labelpad=0)
@@ -81,6 +82,6 @@ def _draw(frame):
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     grey = np.asarray(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("L"))
-    picture = Image.fromarray(np.rint(grey * ((GREYS - 1) / 255)).astype(np.uint8), mode="P")
+    picture = Image.fromarray(np.rint(grey * ((GREYS - 1) / 255)).astype(np.uint8))
     picture.putpalette([round(255 * level / (GREYS - 1)) for level in range(GREYS) for _ in range(3)])
     return picture

@@ -13,11 +13,10 @@ import torch
 from sklearn.mixture import GaussianMixture
 
 from gmm_entropy import GMM, mc_entropy
-from sample_from_prior import decode
-from train import IMAGES_AT_ONCE, seeded
+from train import IMAGES_AT_ONCE, decode, seeded
 
-MIXTURE_COMPONENTS = 50  # at the most
-CODES_PER_COMPONENT = 100  # at the least
+MAX_COMPONENTS = 50
+MIN_CODES_PER_COMPONENT = 100
 ENTROPY_SAMPLES = 200_000
 
 
@@ -33,14 +32,15 @@ class Divergence(NamedTuple):
 @torch.no_grad()
 def draw_codes(model, images, seed=0):
     """Draw one code z ~ q(z|x) for each image: samples of the aggregate posterior, a float64 array (N, K)."""
-    with seeded(seed):
-        codes = [model.reparameterize(*model.encode(x.to(model.sigma.device))) for x in images.split(IMAGES_AT_ONCE)]
+    device = model.sigma.device
+    with seeded(seed, device):
+        codes = [model.reparameterize(*model.encode(x.to(device))) for x in images.split(IMAGES_AT_ONCE)]
     return torch.cat(codes).cpu().double().numpy()
 
 
 def fit_mixture(codes, seed=0):
     """Fit a `GMM` of full covariances to codes (N, K) by expectation-maximisation (scikit-learn)."""
-    components = max(1, min(MIXTURE_COMPONENTS, len(codes) // CODES_PER_COMPONENT))
+    components = max(1, min(MAX_COMPONENTS, len(codes) // MIN_CODES_PER_COMPONENT))
     fit = GaussianMixture(components, random_state=seed, reg_covar=1e-4, tol=1e-2, max_iter=50).fit(codes)
     return GMM(fit.weights_, fit.means_, fit.covariances_)
 
