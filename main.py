@@ -68,7 +68,7 @@ def make_everything(settings, finished):
     plot_elbo_curves(histories, figures / "ELBO_Curve.png", dataset.note)
 
     report.write(results, figures)
-    say(report.run_table(results))
+    say(report.summary(results))
 
 
 def make_run(run, line, dataset, settings):

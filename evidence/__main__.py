@@ -69,7 +69,7 @@ def make_everything(settings, folder, pages):
     film_plane(plan["main"], dataset, settings, folder)
     if pages:
         write_pages(pages, results)
-    say(report.run_table(results))
+    say(report.summary(results))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What several test files share: the packaged real digits, small models, and figures that need not be looked at."""
 
 import functools
+import signal
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -24,6 +25,12 @@ class Trained(NamedTuple):
     history: dict
     config: TrainConfig
     images: torch.Tensor
+
+
+@pytest.fixture(scope="session", autouse=True)
+def heed_interrupts():
+    """Undo what a shell does to a script's background commands: they ignore Ctrl-C, and so would their children."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

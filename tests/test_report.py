@@ -33,14 +33,6 @@ def scaled(value, factor):
     return value * factor if isinstance(value, float) else value
 
 
-@pytest.mark.parametrize(
-    "table", [report.entropy_table, report.grouping_table, report.gap_table, report.run_table, report.stage_table]
-)
-def test_tables_stand_in_the_gallery_and_follow_the_results(results, gallery, table):
-    assert table(results) in gallery
-    assert table(scaled(results, 1.5)) not in gallery
-
-
 @pytest.mark.parametrize("place", ["test", "tsne"])
 def test_a_changed_number_of_one_run_changes_the_gallery(results, gallery, place):
     name, run = next(iter(results["runs"].items()))
