@@ -177,7 +177,7 @@ def train_run(run, dataset, device, bar):
 
 def progress_bar(run, dataset, line=0):
     """Return a tqdm bar over the iterations of a run, in that line of those below the cursor."""
-    total = count_iterations(len(dataset.train_images), run.config)
+    total = count_iterations(len(dataset.train_labels), run.config)
     closed = sys.stderr is None
     return tqdm(None, run.name, total, unit="it", smoothing=0.02, dynamic_ncols=True, position=line, disable=closed)
 

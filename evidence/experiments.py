@@ -132,7 +132,7 @@ def collect(plan, dataset, settings):
     calls = [delayed(measure_run)(run, k % lines, dataset, settings, judge) for k, run in enumerate(runs)]
     measured = side_by_side(calls, settings)
     kinds = dict.fromkeys((run.architecture, run.latent_dim) for run in runs)
-    counts = len(dataset.train_images), len(dataset.test_images)
+    counts = len(dataset.train_labels), len(dataset.test_labels)
     return {
         "experiments": {name: [run.name for run in experiment] for name, experiment in plan.items()},
         "runs": list(tqdm(measured, "runs", len(runs), unit="run", dynamic_ncols=True)),
@@ -201,7 +201,7 @@ def train_elsewhere(plan, dataset, settings):
         {"float32": and "packaged": {name of the main run: its "elbo" and "train_seconds"}}.
     """
     packaged = load_packaged().first(settings.scale.train_images, settings.scale.test_images)
-    config = settings.train_config(len(packaged.train_images))
+    config = settings.train_config(len(packaged.train_labels))
     main_runs = [run for run in plan["halves"] if run in plan["main"]]
     names = [run.name for run in main_runs]
     float32 = [replace(run, variant="float32", config=replace(run.config, float32=True)) for run in main_runs]

@@ -40,7 +40,7 @@ def frame_iterations(total, frames=FRAMES):
 def record(model, dataset, config):
     """Train a `VAE` of two latent dimensions just as `train.train` does, and return its frames: a list of `Frame`."""
     frames, iterations = [], count(1)
-    shown = set(frame_iterations(count_iterations(len(dataset.train_images), config)))
+    shown = set(frame_iterations(count_iterations(len(dataset.train_labels), config)))
     held_out = hold_out(dataset.train_images)[1].to(model.sigma.device)
     test_images = evenly_spaced(dataset.test_images, ELBO_IMAGES)
 

@@ -248,9 +248,9 @@ def test_run_into_the_projects_own_pages_or_evidence_is_refused(refused_here, mo
 def test_damaged_data_are_refused(tmp_path, refused_here, damage):
     raw = tmp_path / "Ziffern für später" / "MNIST" / "raw"
     raw.mkdir(parents=True)
-    for name in mnist.MNIST_MD5:
+    for name in mnist.FILES:
         (raw / name).mkdir() if damage == "a folder" else (raw / name).write_bytes(b"\0\0\x08\x03\0\0")
-    first = raw / next(iter(mnist.MNIST_MD5))
+    first = raw / next(iter(mnist.FILES))
     assert_refused(refused_here(*SMALL, "--data-root", str(raw.parents[1])), str(first))
 
 
