@@ -86,8 +86,9 @@ class GMM:
         _require_finite(weights, "weights")
         _require_finite(means, "means")
         if weights.min() < 0 or abs(weights.sum() - 1) > TOLERANCE:
-            found = f"{weights.tolist()} with sum {weights.sum():.9g}"
-            raise ValueError(f"weights are {found}, expected non-negative with sum 1")
+            raise ValueError(
+                f"weights are {weights.tolist()}, sum {weights.sum():.9g}, expected non-negative with sum 1"
+            )
         self.weights, self.means, self.covariances = weights / math.fsum(weights), means, covariances
         self.cholesky = np.stack([_cholesky(c, f"covariance {k}") for k, c in enumerate(covariances)])
         limits = FARTHEST_MEAN * np.linalg.norm(self.cholesky, -2, axis=(1, 2))  # -2: the smallest singular value
@@ -267,8 +268,8 @@ def _gap_values(gmm, component, method):
         return lambda n, rng: _surprise(gmm, n, rng) - entropy
     equal_weights = (gmm.weights > 0) / np.count_nonzero(gmm.weights)
     proposal = gmm if method == "control_variate" else GMM(equal_weights, gmm.means, gmm.covariances)
-    cross_entropies = [_cross_entropy(gmm, k, component) for k in range(len(gmm.weights))]
-    known = gmm.weights @ cross_entropies - entropy  # E_p[-log N_c] - H(N_c)
+    # E_p[-log N_c] - H(N_c)
+    known = gmm.weights @ [_cross_entropy(gmm, k, component) for k in range(len(gmm.weights))] - entropy
     return lambda n, rng: known + _weighted_log_ratio(gmm, proposal, component, n, rng)
 
 
