@@ -76,13 +76,13 @@ def side_by_side(calls, settings):
     InputError
         If the system ends a process, as where memory runs out.
     """
-    alone = not in_processes(settings)
-    # Two for a single call too: joblib would make one in this process, with all its threads.
-    jobs = 1 if alone else 2 if len(calls) == 1 else runs_at_once(settings, len(calls))
+    at_once = runs_at_once(settings, len(calls))
+    # At least two processes, though one may have to wait: joblib would make a single one's calls in this process.
+    jobs = max(2, at_once) if in_processes(settings) else 1
     with warnings.catch_warnings(), parallel_config("loky", inner_max_num_threads=1, initializer=begin_process):
         warnings.filterwarnings("ignore", "Failed to kill subprocesses")  # loky without pgrep: it has killed all
         try:
-            yield from Parallel(jobs, return_as="generator")(calls)
+            yield from Parallel(jobs, return_as="generator", pre_dispatch=at_once)(calls)
         except BrokenProcessPool as error:
             raise InputError(
                 "a process that trained was ended by the system, perhaps for want of memory; "
@@ -99,7 +99,7 @@ def runs_at_once(settings, count):
     """Return how many of `count` runs are made at once: in processes, as many as there are threads and memory for."""
     if not in_processes(settings):
         return 1
-    return max(1, min(count, torch.get_num_threads(), int(memory() / BYTES_PER_RUN)))
+    return max(1, int(min(count, torch.get_num_threads(), memory() / BYTES_PER_RUN)))
 
 
 def memory():
