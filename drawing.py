@@ -12,6 +12,7 @@ from PIL import Image
 os.environ["MPLBACKEND"] = "agg"  # no window is opened; and a notebook's backend may not be installed here
 
 from matplotlib import color_sequences, style
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, Ellipse
@@ -19,7 +20,7 @@ from matplotlib.patheffects import withStroke
 
 from files import whole_file
 
-__all__ = ["Circle", "Ellipse", "Figure", "Line2D", "withStroke"]  # and what is defined below
+__all__ = ["Circle", "Ellipse", "Figure", "Line2D", "ScalarMappable", "withStroke"]  # and what is defined below
 
 DOTS_PER_INCH = 150
 PALETTE = color_sequences["petroff10"]  # told apart by colour-blind readers too (Petroff 2021)

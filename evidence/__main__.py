@@ -38,14 +38,7 @@ def make_everything(settings, folder, pages):
     # Imported here, since it takes seconds: wrong arguments and --help are answered before.
     import mnist
     import report
-    from evidence.experiments import (
-        check_classes,
-        collect,
-        film_plane,
-        measure_main_runs,
-        planned_runs,
-        train_elsewhere,
-    )
+    from evidence import experiments
     from evidence.figures import draw_figures
     from evidence.pages import write_pages
     from files import write_json
@@ -55,18 +48,18 @@ def make_everything(settings, folder, pages):
     dataset = mnist.load(settings.data_root, settings.offline, settings.dataset_name)
     dataset = dataset.first(settings.scale.train_images, settings.scale.test_images)
     say(dataset.describe())
-    check_classes(dataset)
+    experiments.check_classes(dataset)
     config = settings.train_config(len(dataset.train_labels))
-    plan = planned_runs(settings, config)
+    plan = experiments.planned_runs(settings, config)
     results = report.new_results(settings, config, dataset, choose_device(settings.device), len(plan["sizes"]))
     results["gmm"] = solve_problem_1(settings.seed)
-    results["evidence"] = collect(plan, dataset, settings)
-    results["evidence"]["elsewhere"] = train_elsewhere(plan, dataset, settings)
-    results["runs"] = measure_main_runs(plan["main"], dataset, settings)
+    results["evidence"] = experiments.collect(plan, dataset, settings)
+    results["evidence"]["elsewhere"] = experiments.train_elsewhere(plan, dataset, settings)
+    results["runs"] = experiments.measure_main_runs(plan["main"], dataset, settings)
     write_json(folder / "results.json", results)
 
     draw_figures(plan, results["evidence"], dataset, settings, folder)
-    film_plane(plan["main"], dataset, settings, folder)
+    experiments.film_plane(plan["main"], dataset, settings, folder)
     if pages:
         write_pages(pages, results)
     say(report.summary(results))

@@ -7,7 +7,7 @@ measured is kept beside the checkpoints, so that --resume takes it over.
 
 import copy
 from dataclasses import replace
-from itertools import permutations
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,6 @@ from runs import (
     Run,
     checkpoint_path,
     choose_device,
-    load_checkpoint,
     made_from,
     model_at,
     new_model,
@@ -65,19 +64,19 @@ def planned_runs(settings, config):
     dim = LATENT_DIM if LATENT_DIM in dims else dims[-1]
     sizes = dims if settings.quick else sorted({*LATENT_DIMS, *dims})
     budgets = [config.epochs] if settings.quick else sorted({*BUDGETS, config.epochs})
-    halves = [f"{encoder}-{decoder}" for encoder, decoder in permutations(names, 2)]
+    halves = [f"{encoder}-{decoder}" for encoder in names for decoder in names if encoder != decoder]
 
     def planned(architecture, latent_dim, **changes):
         own = replace(config, **changes)
         return Run(architecture, latent_dim, own, variant(own, config), own.seed - config.seed)
 
     seeds = range(config.seed, config.seed + SEEDS)
-    sigma = {"architecture": FIXED_SIGMA_NETWORK, "latent_dim": dim, "sigma": FIXED_SIGMA}
+    fixed = [name for name in names if name == FIXED_SIGMA_NETWORK]
     return {
         "main": [planned(name, size) for name in names for size in dims],
         "networks": [planned(name, size, seed=seed) for seed in seeds for name in names for size in dims],
         "halves": [planned(name, dim, seed=seed) for seed in seeds for name in (*names, *halves)],
-        "sigma": [planned(**sigma, seed=seed) for seed in seeds if FIXED_SIGMA_NETWORK in names],
+        "sigma": [planned(name, dim, sigma=FIXED_SIGMA, seed=seed) for seed in seeds for name in fixed],
         "sizes": [planned(name, size, seed=seed) for seed in seeds for size in sizes for name in names],
         "budgets": [planned(name, dim, epochs=epochs) for epochs in budgets for name in names],
     }
@@ -101,18 +100,16 @@ def remembered(what, run, dataset, settings, measurement):
     """Return what `measurement()`, a dict fit for JSON, gives for a run, now or, with --resume, in an earlier call."""
     path = Path(settings.checkpoints) / f"{run.name}.{what}.json"
     origin = made_from(run, dataset, choose_device(settings.device))
-    if settings.resume and path.exists():
-        found = read_json(path)
-        if found.get("made_from") == origin:
-            return found["results"]
-    results = measurement()
-    write_json(path, {"made_from": origin, "results": results})
-    return results
+    kept = read_json(path) if settings.resume and path.exists() else {}
+    if kept.get("made_from") != origin:
+        kept = {"made_from": origin, "results": measurement()}
+        write_json(path, kept)
+    return kept["results"]
 
 
 def trained_model(run, settings):
     """Return the model of a run that has been trained, on the device of the settings."""
-    return load_checkpoint(checkpoint_path(run, settings)).to(choose_device(settings.device))
+    return model_at(read_checkpoint(checkpoint_path(run, settings))).to(choose_device(settings.device))
 
 
 def collect(plan, dataset, settings):
@@ -129,15 +126,14 @@ def collect(plan, dataset, settings):
     runs = list(dict.fromkeys(run for experiment in plan.values() for run in experiment))
     judge = SampleJudge(dataset)
     lines = runs_at_once(settings, len(runs))
-    calls = [delayed(measure_run)(run, k % lines, dataset, settings, judge) for k, run in enumerate(runs)]
+    calls = [delayed(measure_run)(run, 1 + k % lines, dataset, settings, judge) for k, run in enumerate(runs)]
     measured = side_by_side(calls, settings)
     kinds = dict.fromkeys((run.architecture, run.latent_dim) for run in runs)
-    counts = len(dataset.train_labels), len(dataset.test_labels)
     return {
         "experiments": {name: [run.name for run in experiment] for name, experiment in plan.items()},
-        "runs": list(tqdm(measured, "runs", len(runs), unit="run", dynamic_ncols=True)),
+        "runs": list(tqdm(measured, "runs", len(runs), unit="run", dynamic_ncols=True, position=0)),
         "real_digits": judge.rate(evenly_spaced(dataset.train_images, SAMPLES))._asdict(),
-        "prior_check": {str(dim): prior_check(dim, *counts) for dim in sorted({dim for _, dim in kinds})},
+        "prior_check": {str(dim): prior_check(dim, dataset) for dim in sorted({dim for _, dim in kinds})},
         "networks": {f"{architecture}_z{dim}": describe_network(architecture, dim) for architecture, dim in kinds},
     }
 
@@ -175,21 +171,17 @@ def film_plane(runs, dataset, settings, folder):
 
     It is the last of them, with the fully connected network, which is quicker.
     """
-    planes = [run for run in runs if run.latent_dim == 2]
-    if planes:
-        list(side_by_side([delayed(film_run)(planes[-1], dataset, settings, folder)], settings))
-
-
-def film_run(run, dataset, settings, folder):
-    """Train a run and write its film into `folder`."""
     path = folder / "film.gif"
+    settings = replace(settings, resume=settings.resume and path.exists())
 
-    def film():
+    def film(run):
         model = new_model(run).to(choose_device(settings.device))
         write_film(record(model, dataset, run.config), path)
         return {"bytes": path.stat().st_size}
 
-    remembered("film", run, dataset, replace(settings, resume=settings.resume and path.exists()), film)
+    last = [run for run in runs if run.latent_dim == 2][-1:]
+    calls = [delayed(remembered)("film", run, dataset, settings, partial(film, run)) for run in last]
+    list(side_by_side(calls, settings))
 
 
 def train_elsewhere(plan, dataset, settings):
@@ -203,15 +195,14 @@ def train_elsewhere(plan, dataset, settings):
     packaged = load_packaged().first(settings.scale.train_images, settings.scale.test_images)
     config = settings.train_config(len(packaged.train_labels))
     main_runs = [run for run in plan["halves"] if run in plan["main"]]
-    names = [run.name for run in main_runs]
-    float32 = [replace(run, variant="float32", config=replace(run.config, float32=True)) for run in main_runs]
-    small = [replace(run, variant="packaged", config=config) for run in main_runs]
+    float32 = replace(main_runs[0].config, float32=True)
 
-    def trained(runs, data):
+    def trained(variant, data, config):
+        runs = [replace(run, variant=variant, config=config) for run in main_runs]
         calls = [delayed(train_plainly)(run, line, data, settings) for line, run in enumerate(runs)]
-        return dict(zip(names, side_by_side(calls, settings), strict=True))
+        return {run.name: numbers for run, numbers in zip(main_runs, side_by_side(calls, settings), strict=True)}
 
-    return {"float32": trained(float32, dataset), "packaged": trained(small, packaged)}
+    return {"float32": trained("float32", dataset, float32), "packaged": trained("packaged", packaged, config)}
 
 
 def train_plainly(run, line, dataset, settings):
@@ -223,7 +214,6 @@ def train_plainly(run, line, dataset, settings):
 
 def measure(model, dataset, scale, judge):
     """Measure a trained model's bounds, codes and samples."""
-    test = evaluate(model, dataset.test_images, scale.importance_images, scale.importance_samples)
     trained_on, held_out = hold_out(dataset.train_images)
     with seeded(0):
         fitted_sigma = calibrated_sigma(model, held_out.to(model.sigma.device))
@@ -231,7 +221,7 @@ def measure(model, dataset, scale, judge):
     refitted.sigma.fill_(fitted_sigma)
     return {
         "sigma": model.sigma.item(),
-        **test,
+        **evaluate(model, dataset.test_images, scale.importance_images, scale.importance_samples),
         "train_elbo": evaluate(model, evenly_spaced(trained_on, TRAINED_ON))["elbo"],
         "fitted_sigma": fitted_sigma,
         "elbo_with_fitted_sigma": evaluate(refitted, dataset.test_images)["elbo"],
@@ -242,18 +232,16 @@ def measure(model, dataset, scale, judge):
 
 def code_knn_accuracy(model, dataset):
     """Classify test codes by their 5 nearest training codes; the share that is right."""
-    classifier = KNeighborsClassifier(NEIGHBOURS)
     images, labels = (evenly_spaced(values, KNN_CODES) for values in (dataset.train_images, dataset.train_labels))
-    classifier.fit(encode_means(model, images), labels)
+    classifier = KNeighborsClassifier(NEIGHBOURS).fit(encode_means(model, images), labels)
     return float(classifier.score(encode_means(model, dataset.test_images), dataset.test_labels))
 
 
 def measure_samples(model, dataset, judge):
     """Measure how far the codes are from the prior, and how good samples from the prior and from a mixture are."""
     mixture = fit_code_mixture(model, dataset)
-    divergence = divergence_from_prior(mixture, draw_codes(model, dataset.test_images, seed=1))
     return {
-        "prior_divergence": divergence._asdict(),
+        "prior_divergence": divergence_from_prior(mixture, draw_codes(model, dataset.test_images, seed=1))._asdict(),
         "prior_samples": judge.rate(sample_prior(model, SAMPLES))._asdict(),
         "mixture_samples": judge.rate(sample_mixture(model, mixture, SAMPLES))._asdict(),
     }
@@ -264,11 +252,11 @@ def fit_code_mixture(model, dataset):
     return fit_mixture(draw_codes(model, evenly_spaced(dataset.train_images, MIXTURE_CODES)))
 
 
-def prior_check(latent_dim, train_count, test_count):
-    """Measure the divergence from the prior of codes that are from the prior: it must be about 0."""
+def prior_check(latent_dim, dataset):
+    """Measure the divergence from the prior of as many codes, but from the prior itself: it must be about 0."""
     rng = np.random.default_rng(0)
-    mixture = fit_mixture(rng.standard_normal((min(train_count, MIXTURE_CODES), latent_dim)))
-    return divergence_from_prior(mixture, rng.standard_normal((test_count, latent_dim)))._asdict()
+    mixture = fit_mixture(rng.standard_normal((min(len(dataset.train_labels), MIXTURE_CODES), latent_dim)))
+    return divergence_from_prior(mixture, rng.standard_normal((len(dataset.test_labels), latent_dim)))._asdict()
 
 
 def describe_network(architecture, latent_dim):

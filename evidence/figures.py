@@ -4,19 +4,15 @@ A colour stands for a network in every figure, a line style or a marker for what
 """
 
 from functools import reduce
-from operator import getitem
+from operator import getitem, itemgetter
 
 import numpy as np
 import torch
-from matplotlib import colormaps
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
-from matplotlib.ticker import LogLocator
 from scipy.stats import chi
 
-from drawing import BLUE, ORANGE, Circle, Line2D, draw_mosaic, figure_file
+from drawing import BLUE, ORANGE, Circle, Line2D, ScalarMappable, draw_mosaic, figure_file
 from evidence.experiments import fit_code_mixture, trained_model
-from evidence.pages import CARRYING, Spread, measured_in
+from evidence.pages import CARRYING, measured_in, over_seeds
 from evidence.posterior import draw_codes, sample_mixture
 from mnist import CLASSES, evenly_spaced
 from sample_from_prior import sample_prior
@@ -37,17 +33,15 @@ WIDTHS = (2.4, 1.7, 1.0)  # points, of the lines that hold as much as is within 
 # ---- Numbers
 
 
-def plot_latent_sizes(runs, real, check, path, title=""):
+def plot_latent_sizes(groups, real, path, title=""):
     """Write how each measurement depends on the latent size, mean and standard deviation over seeds, to `path`.
 
     Parameters
     ----------
-    runs : list of dict
-        As in `collect`, of calibrated sigma.
+    groups : list of dict
+        Of `pages.over_seeds`, one for each network and size, of calibrated sigma.
     real : dict
         "density" and "coverage" of real digits.
-    check : dict
-        {str(K): {"held_out": KL in nats that codes from the prior itself seem to have, ...}}, which is taken off.
     path : path-like
         PNG file to write.
     title : str
@@ -58,18 +52,20 @@ def plot_latent_sizes(runs, real, check, path, title=""):
         "reconstruction error (MSE per pixel)": ("reconstruction_mse",),
         f"dimensions with more than {CARRYING} nats": ("carrying",),
         "5-NN accuracy of codes (share)": ("code_knn_accuracy",),
-        "KL(q(z) ‖ prior) less the null check's (nats)": ("corrected_divergence",),
+        "KL(q(z) ‖ prior) less the null check's (nats)": ("divergence.held_out",),
         "coverage of samples": ("prior_samples.coverage", "mixture_samples.coverage"),
         "density of samples": ("prior_samples.density", "mixture_samples.density"),
     }
-    networks, sizes = _networks(runs), sorted({run["latent_dim"] for run in runs})
+    groups = sorted(groups, key=itemgetter("latent_dim"))
+    networks, sizes = _networks(groups), list(dict.fromkeys(group["latent_dim"] for group in groups))
     with figure_file(path, (10, 10.5), title) as figure:
         for axes, (label, keys) in zip(figure.subplots(4, 2, sharex=True).flat, panels.items(), strict=True):
             for network, dodge in zip(networks, (0.97, 1.03), strict=False):  # or one curve would hide the other
-                own = [run for run in runs if run["architecture"] == network]
+                own = [group for group in groups if group["architecture"] == network]
+                at = [dodge * group["latent_dim"] for group in own]
                 for key, style in zip(keys, ("o-", "s--"), strict=False):
-                    dims, means, deviations = _over_seeds(own, key, check)
-                    at = [dodge * dim for dim in dims]
+                    spreads = [reduce(getitem, key.split("."), group) for group in own]
+                    means, deviations = ([spread[part] for spread in spreads] for part in ("mean", "deviation"))
                     axes.errorbar(at, means, deviations, fmt=style, color=COLORS[network], capsize=3, markersize=5)
             axes.set_title(label, fontsize="medium")
             axes.set_xscale("log", base=2)
@@ -88,32 +84,15 @@ def plot_latent_sizes(runs, real, check, path, title=""):
             "real digits": {"linestyle": ":"},
         }
         handles += [Line2D([], [], color="black", label=label, **style) for label, style in styles.items()]
-        seeds = len({run["seed"] for run in runs})
-        caption = f"mean ± 1 standard deviation over {seeds} seeds"
+        caption = f"mean ± 1 standard deviation over {groups[0]['elbo'].seeds} seeds"
         figure.legend(handles=handles, loc="outside lower center", ncols=3, title=caption)
-
-
-def _over_seeds(runs, key, check):
-    """Return the latent sizes, and a measurement's mean and standard deviation over the seeds at each."""
-    dims = sorted({run["latent_dim"] for run in runs})
-    spreads = [Spread([_measured(run, key, check) for run in runs if run["latent_dim"] == dim]) for dim in dims]
-    return dims, [spread["mean"] for spread in spreads], [spread["deviation"] for spread in spreads]
-
-
-def _measured(run, key, check):
-    """Look up a measurement of a run, such as prior_samples.coverage, or work it out."""
-    if key == "carrying":
-        return _carrying(run)
-    if key == "corrected_divergence":
-        return run["prior_divergence"]["held_out"] - check[str(run["latent_dim"])]["held_out"]
-    return reduce(getitem, key.split("."), run)
 
 
 def plot_kl_spectrum(runs, path, title=""):
     """Write the sorted KL of each dimension at the three largest latent sizes to `path`, a panel for each network.
 
-    Thin lines are seeds, thick ones their mean at each rank, up to a dot at the last; `runs` is as in
-    `plot_latent_sizes`.
+    Thin lines are seeds, thick ones their mean at each rank, up to a dot at the last. `runs` is a list of dicts as in
+    `collect`, of calibrated sigma.
     """
     networks = _networks(runs)
     with figure_file(path, (10, 4.2), title) as figure:
@@ -146,7 +125,7 @@ def plot_elbo_time(budgets, path, title=""):
     with figure_file(path, (8, 5), title) as figure:
         axes = figure.subplots()
         for network in _networks(budgets):
-            own = sorted((run for run in budgets if run["architecture"] == network), key=lambda run: run["epochs"])
+            own = sorted((run for run in budgets if run["architecture"] == network), key=itemgetter("epochs"))
             seconds, elbos = ([run[key] for run in own] for key in ("train_seconds", "elbo"))
             axes.plot(seconds, elbos, "o-", color=COLORS[network], label=NAMES[network])
             side = 1 if network == "conv" else -1  # below and above, where neither curve is
@@ -155,7 +134,7 @@ def plot_elbo_time(budgets, path, title=""):
                 axes.annotate(str(run["epochs"]), point, offset, textcoords="offset points", ha="center", va="center")
         axes.set(xscale="log", xlabel="training (seconds)", ylabel="test ELBO (nats per image)")
         axes.margins(0.08)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.get_major_locator().set_params(subs=(1, 2, 5))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.grid(alpha=0.3, which="both")
         axes.legend(loc="lower right", title="each point: a whole training,\nlabelled with its epochs")
@@ -210,10 +189,11 @@ def _rows_of_models(models, digits, dataset, drawn):
 def plot_networks(models, dataset, path, title=""):
     """Write what models {architecture: VAE} make of the same test digits, each one's error, and samples, to `path`."""
     digits = torch.cat([_digits(dataset), _digits(dataset, 1)])[: 2 * DRAWN]
-    errors = ScalarMappable(Normalize(-GREATEST_ERROR, GREATEST_ERROR), colormaps["RdBu_r"])
+    errors = ScalarMappable(cmap="RdBu_r")
+    errors.set_clim(-GREATEST_ERROR, GREATEST_ERROR)
     reconstructions = {NAMES[name]: _reconstruct(model, digits) for name, model in models.items()}
     differences = {
-        f"error, {name}": errors.cmap(errors.norm((images - digits).squeeze(1).numpy()))[..., :3]
+        f"error, {name}": errors.to_rgba((images - digits).view(-1, 28).numpy()).reshape(-1, 28, 28, 4)[..., :3]
         for name, images in reconstructions.items()
     }
     samples = {NAMES[name]: sample_prior(model, 2 * DRAWN) for name, model in models.items()}
@@ -336,11 +316,10 @@ def _draw_lengths(axes, codes, mixture, color):
 
 def draw_figures(plan, evidence, dataset, settings, folder):
     """Write the figures of a plan's runs, trained before, and of what `collect` measured of them, to `folder`."""
-    note = dataset.note
-
-    real, check = evidence["real_digits"], evidence["prior_check"]
-    plot_latent_sizes(measured_in("sizes", evidence), real, check, folder / "latent_sizes.png", note)
-    plot_kl_spectrum(measured_in("sizes", evidence), folder / "kl_spectrum.png", note)
+    note, runs = dataset.note, measured_in("sizes", evidence)
+    groups = [*over_seeds(evidence | {"runs": runs}).values()]
+    plot_latent_sizes(groups, evidence["real_digits"], folder / "latent_sizes.png", note)
+    plot_kl_spectrum(runs, folder / "kl_spectrum.png", note)
     plot_elbo_time(measured_in("budgets", evidence), folder / "elbo_time.png", note)
 
     first = [run for run in plan["sizes"] if run.config.seed == settings.seed]

@@ -1,14 +1,13 @@
 """The film: what the plane of codes of a VAE with two latent dimensions decodes to, as training goes on."""
 
+from io import BytesIO
 from itertools import count
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib import style
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from drawing import Figure, mosaic
+from drawing import Figure, mosaic, style
 from files import whole_file
 from latent_traversal import PLANE_SIDE, REACH, decode_plane
 from mnist import evenly_spaced
@@ -79,9 +78,9 @@ def _draw(frame):
     elbo = f"{frame.elbo:,.0f}".replace("-", "−")
     figure.text(0.1, 0.95, f"iteration {frame.iteration:,}", fontsize="large")
     figure.text(0.989, 0.95, f"test ELBO {elbo} nats per image", fontsize="large", ha="right")
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    grey = np.asarray(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("L"))
+    drawn = BytesIO()
+    figure.savefig(drawn, format="png")
+    grey = np.asarray(Image.open(drawn).convert("L"))
     picture = Image.fromarray(np.rint(grey * ((GREYS - 1) / 255)).astype(np.uint8))
     picture.putpalette([round(255 * level / (GREYS - 1)) for level in range(GREYS) for _ in range(3)])
     return picture
