@@ -56,10 +56,11 @@ def settings(tmp_path):
 # ------------------------------------------------------------------------------------------------- runs and --resume
 
 
-def test_run_is_named_after_all_that_sets_it_apart():
+def test_run_is_named_after_all_that_sets_it_apart_and_equal_ones_are_one():
     run = Run("mlp", 16, replace(SMALL, seed=3), "sigma1")
     names = [named.name for named in (replace(run, variant=""), run, replace(run, repetition=1))]
     assert names == ["mlp_z16", "mlp_z16_sigma1", "mlp_z16_sigma1_seed3"]
+    assert len({run, replace(run), replace(run, repetition=1)}) == 2
 
 
 def test_run_is_trained_from_the_weights_of_its_seed_and_kept_whole(few, settings, capsys):
