@@ -196,7 +196,7 @@ def test_users_path_to_its_end_and_once_more_with_resume(tmp_path, foreign_data,
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--epochs", "0"], ["epochs", "0", "at least 1"]),
+        (["--epochs", "0"], ["epochs", "0", "from 1 to"]),
         (["--epochs", "many"], ["epochs", "many"]),
         (["--batch-size", "-3"], ["batch-size", "-3"]),
         (["--learning-rate", "nan"], ["learning-rate", "nan"]),
