@@ -7,11 +7,14 @@ makes a draw from the first a differentiable input of the second (Kingma & Welli
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 IMAGE_SHAPE = (1, 28, 28)
 PIXELS = 28 * 28
 WIDTH = 384  # of the residual layers next to the code
-MAX_LOGVAR = 3.0  # of a code, the prior having 0: a dimension of an image unlike all others costs 8 nats at most
+MAX_MEAN = 10.0  # standard deviations of the prior, which bounds a code's mean: see `VAE.encode`
+MAX_LOGVAR = 3.0  # bound of a code's log-variance; the prior has 0
+MEAN_SPREAD = 3.0  # how much further apart than by torch's default the means of codes start
 
 
 class Residual(nn.Module):
@@ -133,6 +136,9 @@ class VAE(nn.Module):
     ----------
     sigma : torch.Tensor, scalar buffer
         The decoder's standard deviation for every pixel; 1 until training calibrates it, saved with the weights.
+    mean_logits : torch.Tensor, buffer (1, 28, 28)
+        Added to the decoder's output before the sigmoid: training sets it so that the first images are the mean
+        training image instead of grey; 0 until then, saved with the weights.
 
     Raises
     ------
@@ -154,19 +160,23 @@ class VAE(nn.Module):
         self.encoder = ARCHITECTURES[encoder][0](self.latent_dim)
         self.decoder = ARCHITECTURES[decoder][1](self.latent_dim)
         self.apply(_initialize)
+        with torch.no_grad():  # codes that start further apart are arranged alike from seed to seed at K = 2
+            self.encoder[-1].weight[: self.latent_dim] *= MEAN_SPREAD
         self.register_buffer("sigma", torch.tensor(1.0))
+        self.register_buffer("mean_logits", torch.zeros(IMAGE_SHAPE))
 
     def encode(self, x):
         """Return mu and logvar, (B, K) each, of q(z|x) for x of shape (B, 1, 28, 28), (B, 28, 28) or (B, 784).
 
-        logvar is at most `MAX_LOGVAR`. Raises `ValueError` for any other shape, and if there is no image.
+        |mu| is below `MAX_MEAN` and logvar below `MAX_LOGVAR`: without bounds the KL of one image unlike all others can
+        be all that training, or a mean over images, sees. Both bounds are smooth: a code near one can come back.
+        Raises `ValueError` for any other shape, and if there is no image.
         """
         if x.shape[1:] not in {IMAGE_SHAPE, IMAGE_SHAPE[1:], (PIXELS,)} or len(x) == 0:
             raise ValueError(f"x must be (B, 1, 28, 28), (B, 28, 28) or (B, 784) with B > 0, not {tuple(x.shape)}")
         # Under autocast the networks compute in bfloat16; what follows them keeps the precision of x.
         mu, logvar = self.encoder(x.reshape(-1, *IMAGE_SHAPE)).to(x.dtype).chunk(2, dim=1)
-        # Without a bound one image can get e^30, and its KL is then all that training, or a mean over images, sees.
-        return mu, logvar.clamp(max=MAX_LOGVAR)
+        return MAX_MEAN * torch.tanh(mu / MAX_MEAN), MAX_LOGVAR - functional.softplus(MAX_LOGVAR - logvar)
 
     def reparameterize(self, mu, logvar):
         """Draw z ~ N(mu, diag e^logvar), (B, K), as a differentiable function of both."""
@@ -174,7 +184,7 @@ class VAE(nn.Module):
 
     def decode(self, z):
         """Return the means of p(x|z), (B, 1, 28, 28) in [0, 1], for codes z of shape (B, K)."""
-        return torch.sigmoid(self.decoder(z).to(z.dtype))
+        return torch.sigmoid(self.decoder(z).to(z.dtype) + self.mean_logits)
 
     def forward(self, x):
         """Return a reconstruction of x, in its shape, from one draw of its code, with that code's mu and logvar."""

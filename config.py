@@ -17,9 +17,7 @@ from files import InputError
 ARCHITECTURES = ("conv", "mlp")  # the names in VAE.ARCHITECTURES, here without importing torch
 STAGES = {"begin": "beginning", "middle": "middle", "end": "end"}  # as folders and keys: as titles
 EPOCHS = 10
-SMALL_SET = 20_000  # training images; 10 epochs of fewer are too short, and more overfit without augmentation
-SMALL_SET_EPOCHS = 60
-SMALL_SET_AUGMENTATION = 0.9
+SMALL_SET, SMALL_SET_EPOCHS = 20_000, 60  # fewer training images than that are trained on for longer
 MAX_SEED = 2**31
 EXIT_INPUT_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
@@ -49,13 +47,10 @@ class TrainConfig:
         0, "of Problem 1's samples, and of each training's first weights, batches and draws", (0, MAX_SEED)
     )
     sigma: float | None = option(
-        None,
-        "the decoder's standard deviation in units of pixel value; unset, it is calibrated on each batch",
-        (1e-6, 1e6),
-        type=float,
+        None, "decoder's standard deviation, in pixel values; unset, calibrated on each batch", (1e-6, 1e6), type=float
     )
-    augmentation: float = option(
-        0.0, "share of the iterations, from the first on, whose images are turned, sheared and scaled a little", (0, 1)
+    plain_epochs: int = option(
+        5, "last epochs, with images as they are; before, each is turned, sheared and scaled a little", (0, 10**6)
     )
     float32: bool = option(False, "train in float32 even where the device computes in bfloat16 too")
 
@@ -102,22 +97,11 @@ class Settings(TrainConfig):
         (1, 10**6),
         type=int,
     )
-    augmentation: float | None = option(
-        None,
-        f"share of the iterations, from the first on, whose images are turned, sheared and scaled a little; unset, 0, "
-        f"or {SMALL_SET_AUGMENTATION} for fewer than {SMALL_SET:,} images",
-        (0, 1),
-        type=float,
-    )
     data_root: str = option("data", "folder whose MNIST/raw holds, or is to hold, the four files of the data set")
-    dataset_name: str | None = option(
-        None, "what figures call a data set that is not MNIST; unset, the name of its folder", type=str
-    )
+    dataset_name: str | None = option(None, "name of a data set that is not MNIST; unset, its folder's", type=str)
     figures: str = option("figures", "folder for figures, results.json and the gallery")
     checkpoints: str = option("checkpoints", "folder for trained weights")
-    latent_dims: tuple[int, ...] = option(
-        (2, 16), "numbers of latent dimensions", (1, 256), type=int, nargs="+", metavar="K"
-    )
+    latent_dims: tuple[int, ...] = option((2, 16), "numbers of latent dimensions", (1, 256), type=int, nargs="+")
     architectures: tuple[str, ...] = option(ARCHITECTURES, "networks", type=str, nargs="+", choices=ARCHITECTURES)
     device: str = option("auto", "torch device such as cpu, cuda or mps; auto takes an accelerator if there is one")
     offline: bool = option(False, "do not try to download MNIST")
@@ -138,11 +122,8 @@ class Settings(TrainConfig):
     def train_config(self, image_count):
         """The `TrainConfig` of this run for that many training images."""
         config = {setting.name: getattr(self, setting.name) for setting in fields(TrainConfig)}
-        small = image_count < SMALL_SET
         if self.epochs is None:
-            config["epochs"] = self.scale.epochs or (SMALL_SET_EPOCHS if small else EPOCHS)
-        if self.augmentation is None:
-            config["augmentation"] = SMALL_SET_AUGMENTATION if small else 0.0
+            config["epochs"] = self.scale.epochs or (SMALL_SET_EPOCHS if image_count < SMALL_SET else EPOCHS)
         return TrainConfig(**config)
 
 

@@ -111,7 +111,7 @@ def measure_stages(checkpoint, dataset, settings):
 
 def draw_stages(run, checkpoint, stages, maps, dataset, settings):
     """Write the four figures of each stage, measured before by `measure_stages`."""
-    from latent_traversal import dimension_kl, plot_latent_traversal
+    from latent_traversal import plot_latent_traversal
     from mnist import evenly_spaced
     from runs import choose_device, model_at
     from sample_from_prior import plot_prior_samples
@@ -121,11 +121,11 @@ def draw_stages(run, checkpoint, stages, maps, dataset, settings):
     history, test_images = checkpoint["history"], dataset.test_images
     images, labels = (evenly_spaced(part, settings.scale.tsne_images) for part in (test_images, dataset.test_labels))
     test_elbo = {stage: measured["test"]["elbo"] for stage, measured in stages.items()}
-    models = {stage: model_at(checkpoint, stage).to(choose_device(settings.device)) for stage in STAGES}
     # At every stage as at the end, so that a dimension keeps its row.
-    order = dimension_kl(models["end"], test_images).argsort(descending=True).tolist()
-    for stage, model in models.items():
-        iteration = history["stages"][stage]
+    kl = stages["end"]["test"]["kl_per_dimension"]
+    order = sorted(range(run.latent_dim), key=lambda k: -kl[k])
+    for stage, iteration in history["stages"].items():
+        model = model_at(checkpoint, stage).to(choose_device(settings.device))
         folder = Path(settings.figures) / run.name / stage
         when = f"{STAGES[stage]} of training (iteration {iteration:,})"
         title = dataset.noted(f"{run.architecture}, z = {run.latent_dim}, {when}")

@@ -5,7 +5,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from files import write_json, write_text
-from runs import environment, in_processes, runs_at_once
+from runs import environment, in_processes, model_at, runs_at_once
 from train import held_out_count
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -37,9 +37,8 @@ def new_results(settings, config, dataset, device, run_count):
 
 def run_results(checkpoint, stages):
     """Return the entry of a run in results.json: its numbers at each stage, and those of the end once more on top."""
-    weights = checkpoint["stages"]["end"]
     return {
-        "parameters": sum(value.numel() for name, value in weights.items() if name != "sigma"),
+        "parameters": sum(parameter.numel() for parameter in model_at(checkpoint).parameters()),
         "iterations": len(checkpoint["history"]["loss"]),
         "train_seconds": checkpoint["train_seconds"],
         **{key: stages["end"][key] for key in ("sigma", "test", "tsne")},

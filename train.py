@@ -25,11 +25,12 @@ from ELBO import (
 from VAE import IMAGE_SHAPE
 
 ADAM_BETAS = (0.9, 0.99)
+WARM_UP = 0.15  # share of the iterations in which the learning rate rises
+LEAST_MEAN = 0.002  # what a pixel that is black in all images counts as in their mean, whose logit has to be finite
 CALIBRATION_IMAGES = 1000  # training images kept aside to calibrate the stored sigma; a tenth of fewer than 10,000
 DISTORTION = 0.1  # greatest difference of an augmented image's linear map from the identity, in each entry
 IMAGES_AT_ONCE = 1000  # in measurements, which need no gradient
 LEAST_SIGMA = 1 / 255 / math.sqrt(12)  # standard deviation of rounding a pixel to a byte; less would mean nothing
-DIVERGED = 1e12  # KL, nats per image
 ACTIVE_VARIANCE = 0.01  # variance over the data above which a posterior mean is active (Burda et al. 2016, 5.1)
 CPU = torch.device("cpu")
 
@@ -45,7 +46,7 @@ def train(model, images, config=None, on_stage=None, on_iteration=None):
     Parameters
     ----------
     model : VAE
-        Trained in place, on the device it is on; its `sigma` is set too.
+        Trained in place, on the device it is on; its `mean_logits` and its `sigma` are set too.
     images : torch.Tensor, shape (N, 1, 28, 28)
         Training images in [0, 1].
     config : TrainConfig, optional
@@ -64,7 +65,7 @@ def train(model, images, config=None, on_stage=None, on_iteration=None):
     Raises
     ------
     FloatingPointError
-        If the loss is not finite or the KL is above 10^12 nats, as after a far too high learning rate.
+        If the loss is not finite, as after a far too high learning rate.
     ValueError
         If there are fewer than two images, or they have another shape or kind, or values outside [0, 1].
     """
@@ -77,12 +78,14 @@ def train(model, images, config=None, on_stage=None, on_iteration=None):
     history = {"loss": [], "nll": [], "kl": [], "stages": stages}
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, betas=ADAM_BETAS, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, total_steps=iterations, cycle_momentum=False
+        optimizer, config.learning_rate, total_steps=iterations, pct_start=WARM_UP, cycle_momentum=False
     )
+    augmented = iterations * (config.epochs - config.plain_epochs) // config.epochs
+    model.mean_logits.copy_(images.mean(0).logit(LEAST_MEAN))
     with seeded(config.seed, device), torch.enable_grad():
         for iteration, batch in enumerate(shuffled_batches(len(images), config), start=1):
             x = images[batch]
-            if iteration <= config.augmentation * iterations:
+            if iteration <= augmented:
                 x = augment(x)
             with mixed_precision(device, config):
                 recon_x, mu, logvar = model(x)
@@ -90,7 +93,7 @@ def train(model, images, config=None, on_stage=None, on_iteration=None):
             sigma = config.sigma or optimal_sigma(x, recon_x).detach().clamp(min=LEAST_SIGMA).nan_to_num(1.0)
             terms = elbo_loss(x, recon_x, mu, logvar, sigma, return_parts=True)
             loss, nll, kl = torch.stack(terms).tolist()  # in one transfer from the device
-            if not (math.isfinite(loss) and kl < DIVERGED):
+            if not math.isfinite(loss):
                 raise FloatingPointError(f"the loss is {loss:.3g} at iteration {iteration}: lower the learning rate")
             optimizer.zero_grad()
             terms[0].backward()

@@ -87,7 +87,7 @@ def test_stand_in_refuses_what_mps_cannot_do(step):
 
 
 def test_training_filming_and_measuring_go_on_where_the_model_is(model, dataset):
-    few, config = dataset.first(60, 40), TrainConfig(epochs=1, batch_size=27, augmentation=0.5)
+    few, config = dataset.first(60, 40), TrainConfig(epochs=2, batch_size=54, plain_epochs=1)
     losses = train(model, few.train_images, config)["loss"] + [frame.elbo for frame in record(model, few, config)]
     results = evaluate(model, few.test_images, importance_images=5, importance_samples=3)
     assert np.isfinite([*losses, *results.pop("kl_per_dimension"), *results.values()]).all()

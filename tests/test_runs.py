@@ -128,7 +128,7 @@ def test_origin_tells_apart_all_that_weights_follow_from_and_nothing_else(few, d
 
 
 def test_diverging_run_is_named_and_leaves_no_checkpoint(few, settings):
-    run = replace(RUN, config=TrainConfig(epochs=1, learning_rate=1e10))  # its only batch is good, its calibration not
+    run = replace(RUN, config=TrainConfig(epochs=1, learning_rate=1e30))  # its only batch is good, its calibration not
     with pytest.raises(InputError, match=r"^mlp_z2: .*: lower the learning rate$"):
         train_or_resume(run, few, settings)
     assert not Path(settings.checkpoints).exists()

