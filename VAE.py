@@ -14,7 +14,7 @@ PIXELS = 28 * 28
 WIDTH = 384  # of the residual layers next to the code
 MAX_MEAN = 10.0  # standard deviations of the prior, which bounds a code's mean: see `VAE.encode`
 MAX_LOGVAR = 3.0  # bound of a code's log-variance; the prior has 0
-MEAN_SPREAD = 3.0  # how much further apart than by torch's default the means of codes start
+MEAN_SPREAD = 4.0  # of the means of codes at first, times torch's default for K = 1
 
 
 class Residual(nn.Module):
@@ -160,16 +160,16 @@ class VAE(nn.Module):
         self.encoder = ARCHITECTURES[encoder][0](self.latent_dim)
         self.decoder = ARCHITECTURES[decoder][1](self.latent_dim)
         self.apply(_initialize)
-        with torch.no_grad():  # codes that start further apart are arranged alike from seed to seed at K = 2
-            self.encoder[-1].weight[: self.latent_dim] *= MEAN_SPREAD
+        with torch.no_grad():  # codes start about as far from each other whatever K: few dimensions need larger means
+            self.encoder[-1].weight[: self.latent_dim] *= MEAN_SPREAD / self.latent_dim**0.5
         self.register_buffer("sigma", torch.tensor(1.0))
         self.register_buffer("mean_logits", torch.zeros(IMAGE_SHAPE))
 
     def encode(self, x):
         """Return mu and logvar, (B, K) each, of q(z|x) for x of shape (B, 1, 28, 28), (B, 28, 28) or (B, 784).
 
-        |mu| is below `MAX_MEAN` and logvar below `MAX_LOGVAR`: without bounds the KL of one image unlike all others can
-        be all that training, or a mean over images, sees. Both bounds are smooth: a code near one can come back.
+        |mu| is below `MAX_MEAN` and logvar below `MAX_LOGVAR`: without bounds the KL of a single image can be all that
+        training, or a mean over images, sees. Both bounds are smooth: a code near one can come back.
         Raises `ValueError` for any other shape, and if there is no image.
         """
         if x.shape[1:] not in {IMAGE_SHAPE, IMAGE_SHAPE[1:], (PIXELS,)} or len(x) == 0:
