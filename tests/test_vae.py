@@ -6,7 +6,6 @@ import torch
 from conftest import make
 from torch import nn
 
-import config
 from ELBO import elbo_loss, kl_diag_normal
 from train import seeded
 from VAE import ARCHITECTURES, VAE, WIDTH, Residual
@@ -135,13 +134,9 @@ def test_untrained_convolutions_add_nothing_of_their_own_to_a_signal():
 def test_residual_layers_add_nothing_to_their_input_until_they_are_trained():
     layers = [layer for layer in make(2, "mlp").modules() if isinstance(layer, Residual)]
     assert len(layers) == 2
-    x, silu = random_tensor(5, WIDTH), nn.functional.silu
+    x = random_tensor(5, WIDTH)
     for layer in layers:
         assert torch.equal(layer(x), x)
-        for parameter in layer.parameters():
-            parameter.fill_(1 / WIDTH)
-        inner = silu(x).mean(1, keepdim=True) + 1 / WIDTH
-        torch.testing.assert_close(layer(x), x + silu(inner) + 1 / WIDTH)
 
 
 @both_architectures
@@ -162,7 +157,7 @@ def test_every_parameter_learns(digits, architecture, batch):
         assert not torch.equal(parameter, before[name]), name
 
 
-# ---- Precision, buffers and names
+# ---- Precision and buffers
 
 
 @both_architectures
@@ -185,7 +180,3 @@ def test_sigma_is_saved_with_the_weights_and_is_not_trained():
     model.sigma.fill_(0.25)
     other.load_state_dict(model.state_dict())
     assert other.sigma == 0.25
-
-
-def test_every_architecture_can_be_named_on_the_command_line():
-    assert tuple(ARCHITECTURES) == config.ARCHITECTURES
