@@ -18,6 +18,21 @@ from train import seeded, train
 from VAE import VAE
 
 
+def make(latent_dim=2, architecture="mlp", seed=0):
+    """An untrained model."""
+    with seeded(seed):
+        return VAE(latent_dim, architecture)
+
+
+def assert_equal_weights(model, other):
+    torch.testing.assert_close(model.state_dict(), other.state_dict(), rtol=0, atol=0)
+
+
+def idx(array):
+    """Return an array or a tensor as the content of an IDX file, MNIST's format."""
+    return np.array([2048 + array.ndim, *array.shape], dtype=">u4").tobytes() + np.asarray(array, np.uint8).tobytes()
+
+
 class Trained(NamedTuple):
     """A model after a short training, not to be changed by the tests that look at it."""
 
@@ -60,11 +75,8 @@ def foreign_data(dataset, tmp_path_factory):
         ("t10k", dataset.test_images, dataset.test_labels),
     ):
         few = (labels < 3).nonzero().flatten()[: mnist.LEAST_IMAGES]
-        header = np.array([2051, len(few), 28, 28], dtype=">u4").tobytes()
-        pixels = (255 * (1 - images[few])).round().byte().numpy().tobytes()
-        (raw / f"{part}-images-idx3-ubyte").write_bytes(header + pixels)
-        header = np.array([2049, len(few)], dtype=">u4").tobytes()
-        (raw / f"{part}-labels-idx1-ubyte").write_bytes(header + labels[few].byte().numpy().tobytes())
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(idx((255 * (1 - images[few, 0])).round()))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(idx(labels[few]))
     return root
 
 
@@ -78,16 +90,14 @@ def digits(dataset):
 def trained(dataset):
     config = TrainConfig(epochs=6, batch_size=64)
     images = dataset.train_images[:555]  # 55 are held out, and the last of 8 batches is smaller: 52
-    with seeded(config.seed):
-        model = VAE(2, "mlp")
+    model = make(seed=config.seed)
     return Trained(model, train(model, images, config), config, images)
 
 
 @pytest.fixture(params=[1, 2, 3], ids="K={}".format)
 def model(request):
     """An untrained model whose latent dimensions differ: the encoder moves dimension k by about 10 (k + 1)."""
-    with seeded(0):
-        model = VAE(request.param, "mlp")
+    model = make(request.param)
     with torch.no_grad():
         model.encoder[-1].weight[: request.param] *= 10 * torch.arange(1, request.param + 1).unsqueeze(1)
     return model
@@ -102,17 +112,24 @@ def history():
     return {"loss": (nll + kl).tolist(), "nll": nll.tolist(), "kl": kl.tolist(), "stages": stages}
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """The matplotlib figures that are saved during a test, which asks them what they show: nothing is rendered."""
+@contextmanager
+def nothing_rendered():
+    """Yield a list that takes the matplotlib figures that are saved, for a test to ask them what they show."""
     figures = []
 
     def remember(figure, path, **_):
         figures.append(figure)
         Image.new("L", (1, 1)).save(path, "png", dpi=(1, 1))
 
-    monkeypatch.setattr(Figure, "savefig", remember)
-    return figures
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", remember)
+        yield figures
+
+
+@pytest.fixture
+def drawn():
+    with nothing_rendered() as figures:
+        yield figures
 
 
 @contextmanager

@@ -17,7 +17,6 @@ from ELBO import (
     negative_log_likelihood,
     optimal_sigma,
 )
-from VAE import VAE
 
 STANDARD_ERRORS = 4  # that an estimate may be off
 PRECISIONS = ((torch.float64, 1e-12), (torch.float32, 1e-5))
@@ -25,14 +24,6 @@ PRECISIONS = ((torch.float64, 1e-12), (torch.float32, 1e-5))
 
 def random_tensor(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def gaussian(mu, logvar):
-    return Independent(Normal(mu, (0.5 * logvar).exp()), 1)
-
-
-def standard_gaussian(mu):
-    return Independent(Normal(torch.zeros_like(mu), torch.ones_like(mu)), 1)
 
 
 @pytest.fixture
@@ -94,9 +85,6 @@ def test_nll_is_least_at_the_optimal_sigma(digits, blurred):
     sigma = optimal_sigma(x, recon_x)
     assert sigma.item() == pytest.approx(math.exp(found.x), rel=1e-6)
     assert sigma.item() ** 2 == pytest.approx(nn.functional.mse_loss(recon_x, x).item(), rel=1e-12)
-    sigma.requires_grad_()
-    (slope,) = torch.autograd.grad(negative_log_likelihood(x, recon_x, sigma), sigma)
-    assert abs(slope.item()) < 1e-9 * 784 / sigma.item()  # either of the derivative's two terms is 784 / sigma
 
 
 # --------------------------------------------------------------------------------------------------- KL divergence
@@ -111,16 +99,6 @@ def test_kl_is_that_of_any_two_gaussians_at_a_diagonal_covariance_and_the_prior(
     kl = kl_diag_normal(mu.to(dtype), logvar.to(dtype), reduction="none")
     assert kl.dtype == dtype
     torch.testing.assert_close(kl.double(), exact, rtol=rtol, atol=0)
-
-
-def test_kl_is_the_expectation_of_the_log_density_ratio(posterior):
-    q = gaussian(*posterior)
-    torch.manual_seed(0)
-    z = q.sample((20_000,))
-    log_ratio = q.log_prob(z) - standard_gaussian(posterior[0]).log_prob(z)
-    standard_error = log_ratio.std(0) / math.sqrt(len(z))
-    error = log_ratio.mean(0) - kl_diag_normal(*posterior, reduction="none")
-    assert (error.abs() < STANDARD_ERRORS * standard_error).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -170,11 +148,8 @@ def test_kl_refuses_shapes_that_differ(posterior, shape):
 @pytest.mark.parametrize("batch", [1, 8])
 def test_reductions_are_over_the_batch_only(digits, blurred, posterior, batch):
     images, codes = (digits[:batch], blurred[:batch]), [value[:batch].float() for value in posterior]
-    for loss, arguments in (
-        (negative_log_likelihood, images),
-        (kl_diag_normal, codes),
-        (elbo_loss, (*images, *codes)),
-    ):
+    arguments_of = {negative_log_likelihood: images, kl_diag_normal: codes, elbo_loss: (*images, *codes)}
+    for loss, arguments in arguments_of.items():
         none, total, mean = (loss(*arguments, reduction=name) for name in ("none", "sum", "mean"))
         assert none.shape == (batch,)
         torch.testing.assert_close(total, none.sum())
@@ -187,13 +162,13 @@ def test_reductions_are_over_the_batch_only(digits, blurred, posterior, batch):
 @pytest.mark.parametrize(("given", "sigma"), [({}, 1.0), ({"sigma": 0.2}, 0.2), ({"sigma": torch.tensor([3.0])}, 3.0)])
 def test_loss_and_its_terms_are_the_log_densities_that_they_stand_for(digits, blurred, posterior, given, sigma):
     """-log p(x|z), KL and their sum in torch.distributions; the standard deviation of 1 and the mean are defaults."""
-    x, recon_x = digits.double(), blurred.double()
+    x, recon_x, (mu, logvar) = digits.double(), blurred.double(), posterior
     nll = -Independent(Normal(recon_x, sigma), 3).log_prob(x)
-    kl = kl_divergence(gaussian(*posterior), standard_gaussian(posterior[0]))
-    terms = elbo_loss(x, recon_x, *posterior, **given, return_parts=True)
+    kl = kl_divergence(Normal(mu, (logvar / 2).exp()), Normal(0.0, 1.0)).sum(1)
+    terms = elbo_loss(x, recon_x, mu, logvar, **given, return_parts=True)
     for term, exact in zip(terms, (nll + kl, nll, kl), strict=True):
         torch.testing.assert_close(term, exact.mean(), rtol=1e-12, atol=0)
-    assert elbo_loss(x, recon_x, *posterior, **given) == terms[0]
+    assert elbo_loss(x, recon_x, mu, logvar, **given) == terms[0]
     assert negative_log_likelihood(x, recon_x, **given) == terms[1]
 
 
@@ -257,9 +232,11 @@ def linear_gaussian_data(count):
 
 @pytest.mark.parametrize("samples", [1, 7])
 @pytest.mark.parametrize("batch", [1, 50])
-def test_bound_is_exact_for_the_exact_posterior(samples, batch):
+def test_bound_is_exact_for_the_exact_posterior_and_has_no_gradient(samples, batch):
     x, log_px = linear_gaussian_data(batch)
-    torch.testing.assert_close(importance_weighted_log_likelihood(LinearGaussian(), x, samples), log_px)
+    bound = importance_weighted_log_likelihood(LinearGaussian(), x.requires_grad_(), samples)
+    torch.testing.assert_close(bound, log_px)
+    assert not bound.requires_grad
 
 
 def test_bound_rises_from_the_elbo_to_the_exact_log_likelihood():
@@ -296,14 +273,3 @@ def test_bound_survives_densities_far_below_the_smallest_number():
 def test_bound_refuses_fewer_than_one_sample(numbers):
     with pytest.raises(ValueError, match="must be at least 1"):
         importance_weighted_log_likelihood(LinearGaussian(), linear_gaussian_data(2)[0], **numbers)
-
-
-def test_bound_of_images_is_at_least_the_elbo_and_needs_no_gradient(digits):
-    torch.manual_seed(0)
-    many, model = digits.repeat(50, 1, 1, 1), VAE(2, "mlp")
-    bound = importance_weighted_log_likelihood(model, digits, samples=100)
-    with torch.no_grad():
-        recon_x, mu, logvar = model(many)
-        elbo = -elbo_loss(many, recon_x, mu, logvar, model.sigma, "none").view(50, 8)
-    assert not bound.requires_grad
-    assert (bound > elbo.mean(0) - STANDARD_ERRORS * elbo.std(0) / math.sqrt(50)).all()

@@ -1,9 +1,6 @@
 """The evidence: its plan, its measure of samples, and one small collection, made, taken over and interrupted."""
 
-import os
 import signal
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -85,13 +82,6 @@ def test_plan_has_every_experiment_with_its_seeds_and_shares_the_main_runs(optio
     budgets = [(run.architecture, run.config) for run in plan["budgets"]]
     epochs = [config.epochs] if settings.quick else BUDGETS
     assert Counter(budgets) == Counter((n, replace(config, epochs=count)) for n in names for count in epochs)
-
-
-def test_runs_that_differ_in_nothing_but_the_seed_are_named_as_a_group():
-    plan = planned_runs(Settings(seed=12, architectures=("mlp",), latent_dims=(4,)), TrainConfig(seed=12))
-    assert [run.name for run in plan["sigma"]] == ["mlp_z4_sigma1", "mlp_z4_sigma1_seed13", "mlp_z4_sigma1_seed14"]
-    assert {experiments.describe(run)["group"] for run in plan["sigma"]} == {"mlp_z4_sigma1"}
-    assert plan["budgets"][0].name == "mlp_z4_epochs1"
 
 
 def test_network_is_described_by_its_parameters_and_multiply_adds():
@@ -204,13 +194,6 @@ def test_what_cannot_be_used_is_refused_before_training(arguments, words, foreig
     assert ended.value.code == 2
     assert line.startswith(f"python -m evidence: error: {words}")
     assert not [*tmp_path.rglob("*.pt")]
-
-
-def test_help_is_complete_on_a_terminal_of_any_encoding():
-    line = [sys.executable, "-m", "evidence", "--help"]
-    out = subprocess.check_output(line, cwd=ROOT, env=os.environ | {"PYTHONIOENCODING": "ascii"}, encoding="ascii")
-    for name in Settings.__dataclass_fields__:
-        assert "--" + name.replace("_", "-") in out
 
 
 def test_interrupted_collection_says_how_to_go_on_and_keeps_what_it_made(tmp_path, capsys, monkeypatch):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import assert_equal_weights, make
 from PIL import Image
 from scipy.stats import chi
 
@@ -16,14 +17,8 @@ from evidence.posterior import draw_codes, sample_mixture
 from latent_traversal import decode_plane
 from sample_from_prior import sample_prior
 from train import calibrated_sigma, decode, encode_means, evaluate, hold_out, seeded, train
-from VAE import VAE
 
 SIZES = (1, 16, 32, 64)
-
-
-def make(latent_dim=2, architecture="mlp"):
-    with seeded(latent_dim):
-        return VAE(latent_dim, architecture)
 
 
 @pytest.fixture(scope="module")
@@ -97,16 +92,12 @@ def test_spectrum_shows_the_three_largest_sizes_in_falling_order_and_counts_thos
             assert label == f"K = {dim}: " + ", ".join(map(str, (spectra > 0.1).sum(1)))
 
 
-def test_elbo_is_drawn_against_seconds_and_each_point_labelled_with_its_epochs(drawn, tmp_path):
-    budgets = [
-        {"architecture": name, "epochs": epochs, "train_seconds": seconds * epochs, "elbo": elbo - 100 / epochs}
-        for name, seconds, elbo in (("mlp", 5.0, 820.0), ("conv", 20.0, 900.0))
-        for epochs in (20, 1, 5)  # in no order
-    ]
+def test_elbo_is_drawn_against_seconds_and_each_point_labelled_with_its_epochs(runs, drawn, tmp_path):
+    budgets = [run | {"epochs": run["latent_dim"]} for run in runs if run["seed"] == 0]
     figures.plot_elbo_time(budgets, tmp_path / "a.png")
     (axes,) = drawn[0].axes
     for line, name in zip(axes.lines, COLORS, strict=True):
-        own = sorted((run["train_seconds"], run["elbo"]) for run in budgets if run["architecture"] == name)
+        own = [(run["train_seconds"], run["elbo"]) for dim in SIZES for run in of(budgets, name, dim)]
         assert np.allclose(line.get_xydata(), own)
     labels = {text.xy: text.get_text() for text in axes.texts}
     assert labels == {(run["train_seconds"], run["elbo"]): str(run["epochs"]) for run in budgets}
@@ -144,13 +135,6 @@ def test_digits_of_each_size_are_its_own_reconstructions_and_samples(few, drawn,
         assert same(prior[row][1], sample_prior(model, 8))
         assert same(mixture[row][1], sample_mixture(model, fit_code_mixture(model, few), 8))
     assert not np.array_equal(prior[0][1], mixture[0][1])  # no real digit is printed twice
-
-
-def test_originals_stand_once_above_what_each_sigma_makes_of_them(few, drawn, tmp_path):
-    models = {"calibrated σ": make(2), "σ = 1": make(3)}
-    figures.plot_sigma(models, few, tmp_path / "a.png")
-    labels = [[label for label, _ in rows_of(axes)] for axes in drawn[0].axes]
-    assert labels == [["test digits", *models], [*models], [*models]]
 
 
 def test_networks_are_shown_on_the_same_digits_and_draws_with_signed_errors(few, drawn, tmp_path):
@@ -213,8 +197,7 @@ def test_recording_leaves_the_training_as_it_is_bit_by_bit(few):
     plain, recorded = make(), make()
     train(plain, few.train_images, config)
     frames = record(recorded, few, config)
-    for name, weights in plain.state_dict().items():
-        assert torch.equal(weights, recorded.state_dict()[name])
+    assert_equal_weights(plain, recorded)
     assert [frame.iteration for frame in frames] == [*range(1, 10)]  # batches of 540 images
     assert np.array_equal(frames[-1].plane[:28, :28], decode_plane(recorded)[0, 0])
     with seeded(0):

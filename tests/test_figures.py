@@ -83,13 +83,6 @@ def test_figure_is_a_png_of_its_size_whose_few_colours_show_what_all_do(tmp_path
     assert (tmp_path / "few").stat().st_size < 2 / 3 * (tmp_path / "all").stat().st_size
 
 
-def test_figure_that_cannot_be_drawn_leaves_the_earlier_file(tmp_path):
-    (tmp_path / "figure.png").write_text("earlier")
-    with pytest.raises(ValueError, match="unknown"), figure_file(tmp_path / "figure.png", (4, 3)) as figure:
-        figure.suptitle("$\\unknown$")  # fails while the file is being written
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["earlier"]
-
-
 @pytest.mark.parametrize("gap", [0, 1, 2])
 def test_mosaic_has_white_lines_between_images_in_grey_or_in_colours(gap):
     images = np.random.default_rng(0).random((3, 2, 28, 28, 3))

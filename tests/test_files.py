@@ -118,12 +118,6 @@ def test_folder_is_for_one_writer_at_a_time_and_named_once_though_given_twice(tm
     assert contents(tmp_path) == {"a": None, "a/mine": b"mine", "b": None, "b/c": None, "free": None}
 
 
-def test_folder_is_free_again_after_an_error(tmp_path):
-    for _ in range(2):
-        with pytest.raises(KeyError), writing_alone_in(tmp_path):
-            raise KeyError
-
-
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/nowhere", "/proc/self/fdinfo"])
 def test_folder_that_cannot_be_written_to_is_named_in_one_line(tmp_path, place):
     folder = tmp_path / place
@@ -171,8 +165,3 @@ def test_file_that_holds_something_else_is_named(tmp_path, content):
     with pytest.raises(InputError) as raised:
         read_json(tmp_path / "a.json")
     assert str(raised.value) == f"{tmp_path / 'a.json'}: found something else, expected JSON as written by main.py"
-
-
-def test_missing_json_is_an_error_of_its_own(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        read_json(tmp_path / "a.json")

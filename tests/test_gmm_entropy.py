@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,28 +13,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from conftest import nothing_rendered
 from scipy import stats
 from scipy.integrate import quad
 from scipy.special import entr, logsumexp, softmax
 from threadpoolctl import threadpool_info
 
 import gmm_entropy
-from drawing import Figure
 from gmm_entropy import COVARIANCES, GMM, MEANS, SECOND, entropy_gap, gaussian_entropy, mc_entropy, quadrature_entropy
 
 ROOT = Path(gmm_entropy.__file__).parent
 STANDARD_NORMAL = GMM([1.0], [[0.0]], [[[1.0]]])
-
-
-@pytest.fixture(scope="module")
-def balanced():
-    return GMM(gmm_entropy.BALANCED_WEIGHTS, MEANS, COVARIANCES)
-
-
-@pytest.fixture(scope="module")
-def degenerate():
-    return GMM(gmm_entropy.DEGENERATE_WEIGHTS, MEANS, COVARIANCES)
+BALANCED = GMM(gmm_entropy.BALANCED_WEIGHTS, MEANS, COVARIANCES)
+DEGENERATE = GMM(gmm_entropy.DEGENERATE_WEIGHTS, MEANS, COVARIANCES)
 
 
 def random_gmm(components, dimension, seed, spread=2.0):
@@ -45,11 +37,6 @@ def random_gmm(components, dimension, seed, spread=2.0):
 
 def gap_by_quadrature(gmm, component):
     return quadrature_entropy(gmm) - gaussian_entropy(gmm.covariances[component])
-
-
-def entropy_of_separate(gmm):
-    """The closed form where no two components meet."""
-    return gmm.weights @ [gaussian_entropy(c) for c in gmm.covariances] + entr(gmm.weights).sum()
 
 
 # The mixture.
@@ -64,8 +51,8 @@ def test_log_density_agrees_with_scipy(components, dimension):
     np.testing.assert_allclose(gmm.log_prob(points), logsumexp(terms, axis=0), rtol=1e-10)
 
 
-def test_far_points_have_a_finite_log_density(balanced):
-    log_density = balanced.log_prob([[1e6, -1e6], [1e150, 1e150], [1e160, 0.0]])
+def test_far_points_have_a_finite_log_density():
+    log_density = BALANCED.log_prob([[1e6, -1e6], [1e150, 1e150], [1e160, 0.0]])
     expected = [stats.multivariate_normal(m, c).logpdf([1e6, -1e6]) for m, c in zip(MEANS, COVARIANCES, strict=True)]
     assert log_density[0] == pytest.approx(logsumexp(expected, b=gmm_entropy.BALANCED_WEIGHTS), rel=1e-12)
     assert np.isfinite(log_density[1])
@@ -88,14 +75,14 @@ def test_nearly_singular_covariance_works():
     assert abs(estimate.value - gaussian_entropy(covariance)) < 5 * estimate.standard_error
 
 
-def test_component_of_weight_zero_changes_nothing(balanced):
+def test_component_of_weight_zero_changes_nothing():
     gmm = GMM([*gmm_entropy.BALANCED_WEIGHTS, 0], [*MEANS, (40.0, 40.0)], [*COVARIANCES, np.eye(2)])
     points, labels = gmm.sample(5000, np.random.default_rng(0))
     assert labels.max() == 2
-    np.testing.assert_array_equal(gmm.log_prob(points), balanced.log_prob(points))
-    assert quadrature_entropy(gmm) == pytest.approx(quadrature_entropy(balanced), abs=1e-10)
-    assert gmm_entropy.entropy_bounds(gmm) == pytest.approx(gmm_entropy.entropy_bounds(balanced), abs=1e-12)
-    gap, reference = (entropy_gap(mixture, SECOND, 30_000) for mixture in (gmm, balanced))
+    np.testing.assert_array_equal(gmm.log_prob(points), BALANCED.log_prob(points))
+    assert quadrature_entropy(gmm) == pytest.approx(quadrature_entropy(BALANCED), abs=1e-10)
+    assert gmm_entropy.entropy_bounds(gmm) == pytest.approx(gmm_entropy.entropy_bounds(BALANCED), abs=1e-12)
+    gap, reference = (entropy_gap(mixture, SECOND, 30_000) for mixture in (gmm, BALANCED))
     assert gap.value == pytest.approx(reference.value, abs=4 * (gap.standard_error + reference.standard_error))
 
 
@@ -106,21 +93,16 @@ def test_weights_that_are_rounded_are_scaled_to_sum_to_one():
     np.testing.assert_allclose(gmm.weights, rounded / rounded.sum(dtype=float), rtol=1e-14)
 
 
-def test_samples_have_the_moments_and_frequencies_of_their_components(balanced):
+def test_samples_have_the_moments_and_frequencies_of_their_components_and_come_in_random_order():
     n = 200_000
-    points, labels = balanced.sample(n, np.random.default_rng(3))
-    assert stats.chisquare(np.bincount(labels), n * balanced.weights).pvalue > 1e-4
-    for k, (mean, covariance) in enumerate(zip(balanced.means, balanced.covariances, strict=True)):
+    points, labels = BALANCED.sample(n, np.random.default_rng(3))
+    assert stats.chisquare(np.bincount(labels), n * BALANCED.weights).pvalue > 1e-4
+    repeats, expected = np.mean(labels[1:] == labels[:-1]), np.sum(BALANCED.weights**2)
+    assert abs(repeats - expected) < 5 * np.sqrt(expected / n)
+    for k, (mean, covariance) in enumerate(zip(BALANCED.means, BALANCED.covariances, strict=True)):
         own = points[labels == k]
         np.testing.assert_allclose(own.mean(axis=0), mean, atol=5 * np.sqrt(covariance.max() / len(own)))
         np.testing.assert_allclose(np.cov(own.T), covariance, atol=8 * covariance.max() / np.sqrt(len(own)))
-
-
-def test_samples_come_in_random_order(balanced):
-    _, labels = balanced.sample(100_000, np.random.default_rng(4))
-    repeats = np.count_nonzero(labels[1:] == labels[:-1])
-    expected = np.sum(balanced.weights**2)
-    assert abs(repeats / (len(labels) - 1) - expected) < 5 * np.sqrt(expected / len(labels))
 
 
 # Closed forms, bounds and quadrature.
@@ -139,11 +121,11 @@ def test_quadrature_of_one_gaussian_is_the_closed_form():
 
 @pytest.mark.parametrize(
     # The sum of -p log p over a grid of step 0.02, p from SciPy: the entropies that the report states.
-    ("weights", "exact"),
-    [(gmm_entropy.BALANCED_WEIGHTS, 3.28029154529), (gmm_entropy.DEGENERATE_WEIGHTS, 2.57419046943)],
+    ("gmm", "exact"),
+    [(BALANCED, 3.28029154529), (DEGENERATE, 2.57419046943)],
 )
-def test_quadrature_agrees_with_a_plain_grid(weights, exact):
-    assert quadrature_entropy(GMM(weights, MEANS, COVARIANCES)) == pytest.approx(exact, abs=1e-9)
+def test_quadrature_agrees_with_a_plain_grid(gmm, exact):
+    assert quadrature_entropy(gmm) == pytest.approx(exact, abs=1e-9)
 
 
 @pytest.mark.parametrize("sigma", [0.1, 1e-3, 1e-5])
@@ -167,18 +149,10 @@ def test_quadrature_sees_a_narrow_tilted_component_far_from_the_center_of_a_wide
     assert quadrature_entropy(gmm) == pytest.approx(estimate.value, abs=4 * estimate.standard_error)
 
 
-def test_quadrature_that_does_not_converge_is_an_error(balanced, monkeypatch):
+def test_quadrature_that_does_not_converge_is_an_error(monkeypatch):
     monkeypatch.setattr(gmm_entropy, "cubature", partial(gmm_entropy.cubature, max_subdivisions=2))
     with pytest.raises(ArithmeticError, match="component 0"):
-        quadrature_entropy(balanced)
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_entropy_lies_between_the_bounds_and_within_the_grouping_bound(seed):
-    gmm = random_gmm(3, 2, seed, spread=1.5)
-    lower, upper = gmm_entropy.entropy_bounds(gmm)
-    mean_entropy = gmm.weights @ [gaussian_entropy(covariance) for covariance in gmm.covariances]
-    assert mean_entropy < lower < quadrature_entropy(gmm) < upper < mean_entropy + entr(gmm.weights).sum()
+        quadrature_entropy(BALANCED)
 
 
 def test_bounds_agree_with_the_integrals_that_define_their_distances():
@@ -188,32 +162,31 @@ def test_bounds_agree_with_the_integrals_that_define_their_distances():
     def integral(function):
         return quad(function, -12, 12, epsabs=1e-13)[0]
 
-    def bound(first_to_second, second_to_first):
-        entropies = 0.3 * first.entropy() + 0.7 * second.entropy()
-        mixing = 0.3 * np.log(0.3 + 0.7 * np.exp(-first_to_second)) + 0.7 * np.log(0.7 + 0.3 * np.exp(-second_to_first))
-        return entropies - mixing
-
     overlap = -np.log(integral(lambda x: np.sqrt(first.pdf(x) * second.pdf(x))))
     forward = integral(lambda x: first.pdf(x) * (first.logpdf(x) - second.logpdf(x)))
     backward = integral(lambda x: second.pdf(x) * (second.logpdf(x) - first.logpdf(x)))
-    expected = bound(overlap, overlap), bound(forward, backward)
-    assert gmm_entropy.entropy_bounds(gmm) == pytest.approx(expected, abs=1e-9)
+    mean_entropy = 0.3 * first.entropy() + 0.7 * second.entropy()
+    for bound, there, back in zip(
+        gmm_entropy.entropy_bounds(gmm), (overlap, forward), (overlap, backward), strict=True
+    ):
+        mixing = 0.3 * np.log(0.3 + 0.7 * np.exp(-there)) + 0.7 * np.log(0.7 + 0.3 * np.exp(-back))
+        assert bound == pytest.approx(mean_entropy - mixing, abs=1e-9)
 
 
 def test_bounds_are_tight_for_equal_and_for_separate_components():
     equal = GMM((0.4, 0.6), ((1, 2), (1, 2)), np.stack([COVARIANCES[0]] * 2))
     assert gmm_entropy.entropy_bounds(equal) == pytest.approx([gaussian_entropy(COVARIANCES[0])] * 2, abs=1e-12)
     separate = GMM(gmm_entropy.BALANCED_WEIGHTS, 1e3 * np.array(MEANS), COVARIANCES)
-    assert gmm_entropy.entropy_bounds(separate) == pytest.approx([entropy_of_separate(separate)] * 2, abs=1e-12)
-    assert quadrature_entropy(separate) == pytest.approx(entropy_of_separate(separate), abs=1e-9)
+    exact = separate.weights @ [gaussian_entropy(c) for c in COVARIANCES] + entr(separate.weights).sum()
+    assert gmm_entropy.entropy_bounds(separate) == pytest.approx([exact] * 2, abs=1e-12)
+    assert quadrature_entropy(separate) == pytest.approx(exact, abs=1e-9)
 
 
 # Monte Carlo.
 
 
-@pytest.mark.parametrize("weights", [gmm_entropy.BALANCED_WEIGHTS, gmm_entropy.DEGENERATE_WEIGHTS])
-def test_95_percent_intervals_hold_the_entropy_95_times_in_100(weights):
-    gmm = GMM(weights, MEANS, COVARIANCES)
+@pytest.mark.parametrize("gmm", [BALANCED, DEGENERATE], ids=["balanced", "degenerate"])
+def test_95_percent_intervals_hold_the_entropy_95_times_in_100(gmm):
     exact = quadrature_entropy(gmm)
     estimates = [mc_entropy(gmm, 1000, seed) for seed in range(200)]
     scores = np.array([(estimate.value - exact) / estimate.standard_error for estimate in estimates])
@@ -245,21 +218,7 @@ def test_running_estimate_is_the_mean_and_the_standard_error_of_the_first_sample
         np.testing.assert_allclose(running.standard_errors[run], errors, rtol=1e-9)
 
 
-def test_seed_is_zero_unless_given(balanced):
-    gap = partial(entropy_gap, balanced, SECOND)
-    running_gap = partial(gmm_entropy.running_gap, balanced, SECOND, "plain")
-    for estimate in (partial(mc_entropy, balanced), partial(gmm_entropy.running_entropy, balanced), gap, running_gap):
-        np.testing.assert_equal(estimate(100), estimate(100, seed=0))
-
-
-def test_one_dimensional_entropy_agrees_with_quad():
-    gmm = random_gmm(3, 1, seed=7)
-    exact = quad(lambda x: entr(np.exp(gmm.log_prob([[x]])[0])), -60, 60, limit=500, epsabs=1e-10)[0]
-    estimate = mc_entropy(gmm, 200_000)
-    assert abs(estimate.value - exact) < 4 * estimate.standard_error
-
-
-def test_matrix_library_has_one_thread_in_each_of_ours_and_all_its_own_afterwards(balanced, monkeypatch):
+def test_matrix_library_has_one_thread_in_each_of_ours_and_all_its_own_afterwards(monkeypatch):
     def blas_threads():
         return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
 
@@ -270,44 +229,35 @@ def test_matrix_library_has_one_thread_in_each_of_ours_and_all_its_own_afterward
         return default_rng(stream)
 
     monkeypatch.setattr(np.random, "default_rng", spy)
-    mc_entropy(balanced, 4 * gmm_entropy.CHUNK, threads=1)
+    mc_entropy(BALANCED, 4 * gmm_entropy.CHUNK, threads=1)
     assert inside == 4 * [(inside[0][0], [1] * len(before))]
     assert blas_threads() == before
 
 
-def test_one_sample_has_a_value_and_no_standard_error(balanced):
-    estimate = mc_entropy(balanced, 1)
+def test_one_sample_has_a_value_and_no_standard_error():
+    estimate = mc_entropy(BALANCED, 1)
     assert np.isfinite(estimate.value)
     assert np.isnan(estimate.standard_error)
 
 
-def test_memory_does_not_grow_with_the_number_of_samples(balanced):
+def test_memory_does_not_grow_with_the_number_of_samples():
     tracemalloc.start()
-    mc_entropy(balanced, 4_000_000, threads=2)
+    mc_entropy(BALANCED, 4_000_000, threads=2)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 40e6  # bytes; one array of the samples would take 64e6
 
 
-def test_mathematics_imports_beside_files_of_the_same_names_and_without_matplotlib(tmp_path):
-    for name in ("config", "files"):
-        (tmp_path / f"{name}.py").write_text("raise ImportError('the file of another')")
-    script = "import sys; sys.path.insert(0, sys.argv[1]); import gmm_entropy, ELBO, VAE; print(*sys.modules)"
-    command, environment = [sys.executable, "-c", script, tmp_path], os.environ | {"MPLBACKEND": "module://not_there"}
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    assert "matplotlib" not in run.stdout.split()
+def test_mathematics_imports_without_any_other_file_and_without_matplotlib(tmp_path):
+    for name in ("gmm_entropy.py", "ELBO.py", "VAE.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    command = [sys.executable, "-c", "import gmm_entropy, ELBO, VAE, sys; print(*sys.modules)"]
+    environment = os.environ | {"MPLBACKEND": "module://not_there"}
+    (line,) = subprocess.check_output(command, cwd=tmp_path, env=environment, text=True).splitlines()
+    assert "matplotlib" not in line.split()
 
 
 # The gap of 1.3.
-
-
-def test_gap_by_importance_sampling_is_precise_and_its_error_calibrated(degenerate):
-    exact = gap_by_quadrature(degenerate, SECOND)
-    estimates = [entropy_gap(degenerate, SECOND, 6000, seed) for seed in range(200)]
-    scores = np.array([(estimate.value - exact) / estimate.standard_error for estimate in estimates])
-    assert max(estimate.standard_error for estimate in estimates) < 0.02 * exact
-    assert abs(scores.mean()) < 4 / np.sqrt(len(scores))
-    assert 0.85 < scores.std() < 1.15
 
 
 @pytest.mark.parametrize("method", gmm_entropy.GAP_METHODS)
@@ -339,7 +289,6 @@ def test_running_gap_and_its_error_are_fair_from_the_first_samples_of_many_compo
         ([0.5, 0.5], [[0.0]], [[[1.0]]], "have shapes"),
         ([1.0], [[[0.0]]], [[[1.0]]], "have shapes"),
         ([1.0], [[0.0, 0.0]], [[[1.0]]], "have shapes"),
-        ([0.5, 0.6], [[0.0]] * 2, [[[1.0]]] * 2, "weights are .* sum 1.1, expected"),
         ([0.5, 0.50001], [[0.0]] * 2, [[[1.0]]] * 2, "weights are .* sum 1.00001, expected"),
         ([-0.5, 1.5], [[0.0]] * 2, [[[1.0]]] * 2, "weights are"),
         ([np.nan], [[0.0]], [[[1.0]]], "weights: found a NaN"),
@@ -373,9 +322,9 @@ def test_parameters_that_are_no_mixture_are_refused(weights, means, covariances,
         (lambda gmm: gaussian_entropy(np.empty((0, 0))), r"expected \(d, d\)"),
     ],
 )
-def test_arguments_out_of_range_are_refused(balanced, call, message):
+def test_arguments_out_of_range_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
-        call(balanced)
+        call(BALANCED)
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
@@ -402,6 +351,7 @@ def test_results_are_plain_numbers_that_agree_with_each_other(results):
         assert mixture["lower_bound"] < mixture["quadrature"] < mixture["upper_bound"]
         assert mixture["mean_component_entropy"] < mixture["lower_bound"]
         assert mixture["upper_bound"] < mixture["mean_component_entropy"] + mixture["mixing_entropy"]
+    assert results["balanced"]["entropy"] == mc_entropy(BALANCED, gmm_entropy.N_SAMPLES).value
     assert results["degenerate"]["weights"] == list(gmm_entropy.DEGENERATE_WEIGHTS)
     assert results["degenerate"]["expected_rare_samples"] == pytest.approx(2, abs=1e-9)
 
@@ -436,25 +386,12 @@ def test_standard_errors_of_all_but_the_control_variate_are_true(results):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("figures")
-
-
-@pytest.fixture(scope="module")
-def figures(folder):
-    """The figures of `run_problem_1` in its order, made of few samples, without layout and with large pixels."""
-    drawn, savefig = [], Figure.savefig
-
-    def remember(figure, path, **options):
-        drawn.append(figure)
-        figure.set_layout_engine("none")
-        savefig(figure, path, **options | {"dpi": 40})
-
-    with pytest.MonkeyPatch.context() as patch:
+def figures(tmp_path_factory):
+    """The figures of `run_problem_1` in its order, made of few samples."""
+    with pytest.MonkeyPatch.context() as patch, nothing_rendered() as drawn:
         patch.setattr(gmm_entropy, "N_SAMPLES", 5000)
         patch.setattr(gmm_entropy, "CALIBRATION_RUNS", 2)
-        patch.setattr(Figure, "savefig", remember)
-        gmm_entropy.run_problem_1(folder, n_max=2000)
+        gmm_entropy.run_problem_1(tmp_path_factory.mktemp("figures"), n_max=2000)
     return drawn
 
 
@@ -463,25 +400,19 @@ def lines(axes):
     return {line.get_label().split(";")[0]: line.get_ydata() for line in axes.lines if line.get_label()[0] != "_"}
 
 
-def test_figures_are_three_files_none_of_them_blank(figures, folder):
-    names = ("gmm_entropy.png", "gmm_entropy_degenerate.png", "gmm_scatter.png")
-    assert sorted(path.name for path in folder.iterdir()) == sorted(names)
-    assert all(len(Image.open(folder / name).getcolors()) > 50 for name in names)
-
-
-def test_scatter_shows_each_sample_in_the_colour_of_its_component(figures, balanced):
+def test_scatter_shows_each_sample_in_the_colour_of_its_component(figures):
     (axes,) = figures[0].axes
-    points, labels = balanced.sample(5000, np.random.default_rng(0))
+    points, labels = BALANCED.sample(5000, np.random.default_rng(0))
     np.testing.assert_array_equal(axes.collections[0].get_offsets(), points)
     red_green_blue = np.array([[1, 0, 0], [0, 128 / 255, 0], [0, 0, 1]])
     np.testing.assert_allclose(axes.collections[0].get_facecolors()[:, :3], red_green_blue[labels])
 
 
-def test_ellipses_lie_one_and_two_standard_deviations_from_their_means(figures, balanced):
+def test_ellipses_lie_one_and_two_standard_deviations_from_their_means(figures):
     ellipses = [line.get_xydata() for line in figures[0].axes[0].lines if len(line.get_xydata())]
     for k, sigmas in ((k, sigmas) for k in range(3) for sigmas in (1, 2)):
-        offsets = ellipses[2 * k + sigmas - 1] - balanced.means[k]
-        squares = np.sum(offsets @ np.linalg.inv(balanced.covariances[k]) * offsets, axis=1)
+        offsets = ellipses[2 * k + sigmas - 1] - BALANCED.means[k]
+        squares = np.sum(offsets @ np.linalg.inv(BALANCED.covariances[k]) * offsets, axis=1)
         np.testing.assert_allclose(squares, sigmas**2)
 
 
@@ -492,22 +423,20 @@ def test_estimates_are_drawn_against_the_logarithm_of_the_number_of_samples(figu
         assert "N up to 2,000, seed 0" in figure.get_suptitle()
 
 
-def test_single_gaussian_is_drawn_beside_the_mixture_and_magnified(figures):
+def test_single_gaussian_is_drawn_beside_the_mixture_in_the_panel_and_its_magnified_part(figures):
     panel = figures[2].axes[0]
     (inset,) = panel.child_axes
     single = GMM([1.0], [MEANS[SECOND]], [COVARIANCES[SECOND]])
     expected = gmm_entropy.running_entropy(single, 2000).values[0]
     for axes in (panel, inset):
         assert np.array_equal(lines(axes)["$N_2$ alone, same seed"], expected)
-    assert inset.get_xlim() == (20, 2000)  # the last two decades
-    assert np.ptp(inset.get_ylim()) < np.ptp(panel.get_ylim())
 
 
-def test_gap_is_drawn_with_its_95_percent_interval_by_the_methods_that_can_see_it(figures, degenerate):
+def test_gap_is_drawn_with_its_95_percent_interval_by_the_methods_that_can_see_it(figures):
     panel = figures[2].axes[2]
     assert "plain" not in lines(panel)
     for method, band in zip(gmm_entropy.GAP_METHODS[1:], panel.collections, strict=True):
-        expected = gmm_entropy.running_gap(degenerate, SECOND, method, 2000)
+        expected = gmm_entropy.running_gap(DEGENERATE, SECOND, method, 2000)
         assert np.array_equal(lines(panel)[method.replace("_", " ")], expected.values[0])
         x, y = band.get_paths()[0].vertices.T
         half_width = stats.norm.ppf(0.975) * expected.standard_errors[0, 0]

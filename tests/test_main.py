@@ -51,14 +51,11 @@ def start(folder, *arguments, script=ROOT / "main.py", encoding="utf-8", **envir
     )
 
 
-def end(process):
-    """Wait for main.py to end: (exit status, standard output, standard error)."""
+def run(folder, *arguments, **options):
+    """Run main.py to its end: (exit status, standard output, standard error)."""
+    process = start(folder, *arguments, **options)
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
-
-
-def run(folder, *arguments, **options):
-    return end(start(folder, *arguments, **options))
 
 
 def run_here(folder, *arguments):
@@ -69,7 +66,7 @@ def run_here(folder, *arguments):
 
 @pytest.fixture
 def refused_here(tmp_path, capsys, monkeypatch):
-    """A function that runs main.py in this process up to where it is refused, as `end` returns it."""
+    """A function that runs main.py in this process up to where it is refused, as `run` returns it."""
     monkeypatch.setattr(gmm_entropy, "run_problem_1", lambda *_: {})  # not what is refused here
 
     def refused(*arguments):
@@ -81,20 +78,9 @@ def refused_here(tmp_path, capsys, monkeypatch):
 
 
 def files_of(folder):
-    """The files below a folder that a reader sees, {relative path: bytes}; timings in results.json left out."""
-    contents = {}
-    for path in sorted(path for path in folder.rglob("[!.]*") if path.is_file()):
-        contents[str(path.relative_to(folder))] = path.read_bytes()
-    if "results.json" in contents:
-        contents["results.json"] = without_timings(json.loads(contents["results.json"]))
-    contents.pop("README.md", None)  # the gallery quotes timings
-    return contents
-
-
-def without_timings(value):
-    if isinstance(value, dict):
-        return {key: without_timings(item) for key, item in value.items() if not key.endswith("_seconds")}
-    return [without_timings(item) for item in value] if isinstance(value, list) else value
+    """The files below a folder that a reader sees, {relative path: bytes}, without timings nor the gallery of them."""
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("[!.]*") if path.is_file()}
+    return {name: re.sub(rb'_seconds": .+', b"", file) for name, file in files.items() if name != "README.md"}
 
 
 def assert_refused(result, *words, after=""):
@@ -184,7 +170,7 @@ def test_users_path_to_its_end_and_once_more_with_resume(tmp_path, foreign_data,
     gallery = (tmp_path / "figures" / "README.md").read_text(encoding="utf-8")
     assert all(f"({name})" in gallery for name in expected)
     assert "trial run" not in gallery
-    results = first["results.json"]
+    results = json.loads((tmp_path / "figures" / "results.json").read_text(encoding="utf-8"))
     assert results["environment"]["threads"] == 1
     assert results["environment"]["runs_at_once"] <= 2
     for gmm in results["gmm"].values():
@@ -200,7 +186,6 @@ def test_users_path_to_its_end_and_once_more_with_resume(tmp_path, foreign_data,
         (["--epochs", "many"], ["epochs", "many"]),
         (["--batch-size", "-3"], ["batch-size", "-3"]),
         (["--learning-rate", "nan"], ["learning-rate", "nan"]),
-        (["--learning-rate", "inf"], ["learning-rate", "inf"]),
         (["--sigma", "0"], ["sigma", "0"]),
         (["--seed", "-1"], ["seed", "-1"]),
         (["--latent-dims"], ["latent-dims"]),
@@ -224,14 +209,12 @@ def test_unusable_device_is_refused(refused_here):
 
 
 @pytest.mark.parametrize("argument", ["--figures", "--checkpoints"])
-@pytest.mark.parametrize("place", ["a file", "/proc/nowhere"])
-def test_unusable_folder_is_refused_before_any_work(tmp_path, argument, place):
-    path = tmp_path / "Bilder für mich" if place == "a file" else Path(place)
-    if place == "a file":
-        path.write_text("mine")
+def test_unusable_folder_is_refused_before_any_work(tmp_path, argument):
+    path = tmp_path / "Bilder für mich"
+    path.write_text("mine")
     result = run(tmp_path, *SMALL, argument, str(path), encoding="ascii")
     assert_refused(result, str(path).encode("ascii", "backslashreplace").decode())
-    assert place != "a file" or path.read_text() == "mine"
+    assert path.read_text() == "mine"
 
 
 @pytest.mark.parametrize("argument", ["--figures", "--checkpoints"])
@@ -244,12 +227,11 @@ def test_run_into_the_projects_own_pages_or_evidence_is_refused(refused_here, mo
     assert not (tmp_path / LOCK).exists()
 
 
-@pytest.mark.parametrize("damage", ["cut short", "a folder"])
-def test_damaged_data_are_refused(tmp_path, refused_here, damage):
+def test_damaged_data_are_refused(tmp_path, refused_here):
     raw = tmp_path / "Ziffern für später" / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for name in mnist.FILES:
-        (raw / name).mkdir() if damage == "a folder" else (raw / name).write_bytes(b"\0\0\x08\x03\0\0")
+        (raw / name).write_bytes(b"\0\0\x08\x03\0\0")
     first = raw / next(iter(mnist.FILES))
     assert_refused(refused_here(*SMALL, "--data-root", str(raw.parents[1])), str(first))
 
@@ -268,9 +250,10 @@ def test_read_only_data_folder_goes_on_with_the_packaged_digits_and_says_so(
     assert "Read-only file system" in line
 
 
-def test_help_is_complete_on_a_terminal_of_any_encoding(tmp_path):
-    status, out, _ = run(tmp_path, "--help", encoding="ascii")
-    assert status == 0
+@pytest.mark.parametrize("command", [["main.py"], ["-m", "evidence"]])
+def test_help_is_complete_on_a_terminal_of_any_encoding(command):
+    line, environment = [sys.executable, *command, "--help"], os.environ | {"PYTHONIOENCODING": "ascii"}
+    out = subprocess.check_output(line, cwd=ROOT, env=environment, encoding="ascii")
     for name in Settings.__dataclass_fields__:
         assert "--" + name.replace("_", "-") in out
 
@@ -339,11 +322,6 @@ def read_only_disk(tmp_path):
 
 def test_read_only_disk_is_refused_before_any_work(tmp_path, read_only_disk):
     assert_refused(run(tmp_path, *SMALL, "--figures", str(read_only_disk)), str(read_only_disk), "Read-only")
-
-
-def test_exploding_loss_is_one_clear_line(refused_here):
-    result = refused_here(*SMALL, "--learning-rate", "1e30")
-    assert_refused(result, "error: mlp_z2: ", "lower the learning rate", after="MNIST subset")
 
 
 def test_foreign_data_run_and_are_not_called_mnist_on_a_terminal_without_their_letters(undisturbed):

@@ -24,28 +24,13 @@ def test_gallery_is_that_of_the_results(results, gallery):
     assert gallery == report.gallery(results)
 
 
-def scaled(value, factor):
-    """Multiply every measured number by a factor."""
-    if isinstance(value, dict):
-        return {key: scaled(item, factor) for key, item in value.items()}
-    if isinstance(value, list):
-        return [scaled(item, factor) for item in value]
-    return value * factor if isinstance(value, float) else value
-
-
 @pytest.mark.parametrize("place", ["test", "tsne"])
 def test_a_changed_number_of_one_run_changes_the_gallery(results, gallery, place):
     name, run = next(iter(results["runs"].items()))
     end = run["stages"]["end"]
-    changed = {**run, "stages": {**run["stages"], "end": {**end, place: scaled(end[place], 1.5)}}}
+    other = json.loads(json.dumps(end[place]), parse_float=lambda digits: 1.5 * float(digits))
+    changed = {**run, "stages": {**run["stages"], "end": {**end, place: other}}}
     assert report.gallery({**results, "runs": {**results["runs"], name: changed}}) != gallery
-
-
-def test_gallery_shows_every_figure_of_the_runs(results, gallery):
-    for name in results["runs"]:
-        for stage in ("begin", "middle", "end"):
-            for figure in ("latent_traversal", "prior_samples", "tsne", "ELBO_Curve"):
-                assert f"]({name}/{stage}/{figure}.png)" in gallery
 
 
 def test_gallery_of_other_data_or_of_a_trial_says_so(results):

@@ -1,6 +1,5 @@
 """Runs: their checkpoints, `--resume`, the command line that draws one of them, and side by side in processes."""
 
-import importlib
 import json
 import math
 import os
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import coarsely_drawn
+from conftest import assert_equal_weights, coarsely_drawn, make
 from joblib import delayed
 from threadpoolctl import threadpool_limits
 
@@ -27,7 +26,7 @@ from files import InputError
 from report import new_results
 from runs import Run, load_checkpoint, new_model, side_by_side, train_or_resume
 from sample_from_prior import plot_prior_samples
-from train import CPU, seeded, train
+from train import CPU, train
 from VAE import VAE
 
 ROOT = Path(__file__).parent.parent
@@ -35,11 +34,6 @@ SMALL = TrainConfig(epochs=2, batch_size=16)
 RUN = Run("mlp", 2, SMALL)
 APART = Settings(device="cpu")
 HERE = Settings(device="cpu", quick=True)  # a trial, whose runs are made in this process
-on_posix = pytest.mark.skipif(os.name != "posix", reason="its signals are POSIX's")
-
-
-def assert_equal_weights(model, other):
-    torch.testing.assert_close(model.state_dict(), other.state_dict(), rtol=0, atol=0)
 
 
 @pytest.fixture
@@ -56,17 +50,9 @@ def settings(tmp_path):
 # ------------------------------------------------------------------------------------------------- runs and --resume
 
 
-def test_run_is_named_after_all_that_sets_it_apart_and_equal_ones_are_one():
-    run = Run("mlp", 16, replace(SMALL, seed=3), "sigma1")
-    names = [named.name for named in (replace(run, variant=""), run, replace(run, repetition=1))]
-    assert names == ["mlp_z16", "mlp_z16_sigma1", "mlp_z16_sigma1_seed3"]
-    assert len({run, replace(run), replace(run, repetition=1)}) == 2
-
-
 def test_run_is_trained_from_the_weights_of_its_seed_and_kept_whole(few, settings, capsys):
     run = Run("mlp", 2, replace(SMALL, seed=5), "variant")
-    with seeded(5):
-        model, stages = VAE(2, "mlp"), {}
+    model, stages = make(seed=5), {}
     history = train(model, few.train_images, run.config, lambda stage, _: stages.update({stage: deepcopy(model)}))
     started = time.perf_counter()
     checkpoint = train_or_resume(run, few, settings)
@@ -201,14 +187,6 @@ def test_cut_or_missing_checkpoint_is_an_error_that_names_the_file(checkpoint, f
 # ---------------------------------------------------------------------------------------------------------- devices
 
 
-def test_environment_is_that_of_the_imported_packages():
-    described = runs.environment(CPU)
-    for package in runs.PACKAGES:
-        module = importlib.import_module(package.replace("scikit-learn", "sklearn"))
-        assert described[package].partition("+")[0] == module.__version__.partition("+")[0]
-    assert (described["device"], described["threads"]) == ("cpu", torch.get_num_threads())
-
-
 @pytest.mark.parametrize("accelerator", [None, torch.device("cuda")])
 def test_auto_is_an_accelerator_that_is_there_or_the_cpu(accelerator, monkeypatch):
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: accelerator)
@@ -333,20 +311,13 @@ def test_runs_of_a_trial_or_on_an_accelerator_are_made_in_this_process(machine, 
     assert described["runs_at_once"] == 1
 
 
-def refuse(name):
-    raise InputError(f"{name}: found nothing")
-
-
-def end_at_once():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (delayed(refuse)("mlp_z2"), "^mlp_z2: found nothing$"),
-        pytest.param(delayed(end_at_once)(), "^a process .* --resume .*$", marks=on_posix),
+        (delayed(load_checkpoint)("missing.pt"), "^missing.pt: .* main.py$"),
+        (delayed(os._exit)(9), "^a process .* --resume .*$"),
     ],
+    ids=["refused", "ended"],
 )
 def test_failure_in_a_process_is_one_line_and_the_other_runs_are_not_waited_for(machine, call, message):
     machine(2)
@@ -362,7 +333,7 @@ main.main(["--offline", "--architectures", "mlp", "--epochs", "10000", "--data-r
 """
 
 
-@on_posix
+@pytest.mark.skipif(os.name != "posix", reason="its signals are POSIX's")
 def test_interrupt_ends_the_command_and_all_its_processes_with_one_line(foreign_data, tmp_path):
     """As Ctrl-C in a terminal, which reaches the whole group; standard output is open until its last process ends."""
     places = [foreign_data, "--figures", tmp_path / "figures", "--checkpoints", tmp_path / "checkpoints"]
