@@ -14,7 +14,7 @@ from torch.nn import functional
 
 import mnist
 from config import STAGES, TrainConfig
-from drawing import BLUE, ORANGE, PALETTE, figure_file
+from drawing import BLUE, GRAY, ORANGE, PALETTE, figure_file
 from ELBO import (
     elbo_loss,
     importance_weighted_log_likelihood,
@@ -60,7 +60,8 @@ def train(model, images, config=None, on_stage=None, on_iteration=None):
     -------
     dict
         "loss", "nll" and "kl": lists with a value for each iteration, in nats per image (loss = nll + kl is the
-        negative ELBO of the batch); "stages": the iteration of each stage.
+        negative ELBO of the batch); "stages": the iteration of each stage; "augmented": the last iteration whose images
+        were augmented.
 
     Raises
     ------
@@ -75,12 +76,12 @@ def train(model, images, config=None, on_stage=None, on_iteration=None):
     _check_images(images)
     images, calibration_images = hold_out(images.to(device))
     stages = stage_iterations(iterations)
-    history = {"loss": [], "nll": [], "kl": [], "stages": stages}
+    augmented = max(0, iterations * (config.epochs - config.plain_epochs) // config.epochs)
+    history = {"loss": [], "nll": [], "kl": [], "stages": stages, "augmented": augmented}
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, betas=ADAM_BETAS, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, config.learning_rate, total_steps=iterations, pct_start=WARM_UP, cycle_momentum=False
     )
-    augmented = iterations * (config.epochs - config.plain_epochs) // config.epochs
     model.mean_logits.copy_(images.mean(0).logit(LEAST_MEAN))
     with seeded(config.seed, device), torch.enable_grad():
         for iteration, batch in enumerate(shuffled_batches(len(images), config), start=1):
@@ -314,6 +315,8 @@ def plot_elbo_curve(history, path, test_elbo=None, until=None, title=""):
             iterations = range(1, until + 1)
             panels[name].plot(iterations, values, color=BLUE, alpha=0.25, linewidth=0.8)
             panels[name].plot(iterations, _smoothed(values), color=BLUE, label="training batches, running mean")
+            if 0 < history.get("augmented", 0) < until:
+                panels[name].axvline(history["augmented"], color=GRAY, linestyle="--", label="augmentation ends")
             _set_curve_axes(panels[name], [values, shown_too[name]], f"{label} (nats per image)")
         if reached:
             iterations = reached.values()

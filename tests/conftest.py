@@ -109,7 +109,7 @@ def history():
     iterations = np.arange(1, 301)
     nll, kl = 5000 / iterations**2 - 100 * np.log(iterations), 3 * np.log(iterations)
     stages = {"begin": 10, "middle": 150, "end": 300}
-    return {"loss": (nll + kl).tolist(), "nll": nll.tolist(), "kl": kl.tolist(), "stages": stages}
+    return {"loss": (nll + kl).tolist(), "nll": nll.tolist(), "kl": kl.tolist(), "stages": stages, "augmented": 150}
 
 
 @contextmanager
