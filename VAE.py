@@ -151,14 +151,13 @@ class VAE(nn.Module):
         integer = hasattr(latent_dim, "__index__") and not isinstance(latent_dim, bool)  # numpy's integers too
         if not integer or latent_dim < 1:
             raise ValueError(f"latent_dim must be a positive integer, not {latent_dim!r}")
-        encoder, *decoder = str(architecture).split("-")
-        decoder = "-".join(decoder) if decoder else encoder
-        if not {encoder, decoder} <= set(ARCHITECTURES):
+        halves = str(architecture).split("-")
+        if len(halves) > 2 or not set(halves) <= set(ARCHITECTURES):
             raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, not {architecture!r}")
         self.latent_dim = int(latent_dim)
         self.architecture = architecture
-        self.encoder = ARCHITECTURES[encoder][0](self.latent_dim)
-        self.decoder = ARCHITECTURES[decoder][1](self.latent_dim)
+        self.encoder = ARCHITECTURES[halves[0]][0](self.latent_dim)
+        self.decoder = ARCHITECTURES[halves[-1]][1](self.latent_dim)
         self.apply(_initialize)
         with torch.no_grad():  # codes start about as far from each other whatever K: few dimensions need larger means
             self.encoder[-1].weight[: self.latent_dim] *= MEAN_SPREAD / self.latent_dim**0.5

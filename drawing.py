@@ -67,6 +67,11 @@ def draw_mosaic(axes, images, gap=1, **options):
     axes.imshow(mosaic(images, gap), cmap="gray", vmin=0, vmax=1, origin="upper", **options)
 
 
+def mosaic_centres(count, gap=1):
+    """Where the middles of the first `count` images of a mosaic are, in pixels along an axis."""
+    return (28 + gap) * np.arange(count) + 13.5  # matplotlib counts from the middle of the first pixel
+
+
 def draw_prior_circles(axes, **options):
     """Draw circles of 1, 2 and 3 standard deviations of the prior on a plane of codes; `options` are of a Circle."""
     for radius in (1, 2, 3):

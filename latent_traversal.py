@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from drawing import BLUE, ORANGE, draw_mosaic, draw_prior_circles, figure_file
+from drawing import BLUE, ORANGE, draw_mosaic, draw_prior_circles, figure_file, mosaic_centres
 from ELBO import kl_per_dimension
 from mnist import evenly_spaced
 from runs import draw_checkpoint
@@ -12,9 +12,8 @@ from train import decode, encode_means
 STEPS = 11
 REACH = 3.0  # standard deviations of the prior
 PLANE_SIDE = 20  # digits
+PLANE_EDGE = REACH * PLANE_SIDE / (PLANE_SIDE - 1)  # of the outermost digits, whose centres are at the reach
 IMAGES = 2000  # whose codes are shown, and over which a dimension's KL is averaged
-CENTRE = 13.5  # pixels from the edge of an image to its middle, as matplotlib counts them
-PITCH = 29  # pixels from one image of a mosaic to the next
 
 
 def traverse(model):
@@ -81,22 +80,23 @@ def plot_latent_traversal(model, path, images=None, title="", order=None):
 
 def _draw_traversal(axes, rows, order, labels):
     draw_mosaic(axes, rows[order], interpolation="nearest")
-    centres = PITCH * np.arange(max(rows.shape[:2])) + CENTRE
-    axes.set_xticks(centres[:STEPS], [f"{value:+.1f}" for value in np.linspace(-REACH, REACH, STEPS).round(6) + 0.0])
-    axes.set_yticks(centres[: len(order)], [labels[k] for k in order])
+    axes.set_xticks(
+        mosaic_centres(STEPS), [f"{value:+.1f}" for value in np.linspace(-REACH, REACH, STEPS).round(6) + 0.0]
+    )
+    axes.set_yticks(mosaic_centres(len(order)), [labels[k] for k in order])
     axes.set_xlabel("value of that dimension, the others at 0 (standard deviations of the prior)")
 
 
 def _draw_decoded_plane(axes, model, images):
-    edge = REACH * PLANE_SIDE / (PLANE_SIDE - 1)  # of the outermost digits, whose centres are at the reach
-    draw_mosaic(axes, decode_plane(model), extent=(-edge, edge, -edge, edge))
+    edges = (-PLANE_EDGE, PLANE_EDGE)
+    draw_mosaic(axes, decode_plane(model), extent=edges * 2)
     draw_prior_circles(axes, color=BLUE, linestyle="--", linewidth=1.5)
     title = "digits decoded over the plane; the prior's 1, 2 and 3 standard deviations (blue)"
     if images is not None:
         codes = encode_means(model, evenly_spaced(images, IMAGES))
         axes.scatter(*codes.T, s=5, color=ORANGE, linewidths=0)
         title += f"\nand the codes of {len(codes):,} test images (orange)"
-    axes.set(xlim=(-edge, edge), ylim=(-edge, edge), xlabel="$z_1$", ylabel="$z_2$")
+    axes.set(xlim=edges, ylim=edges, xlabel="$z_1$", ylabel="$z_2$")
     axes.set_title(title, fontsize="medium")
 
 

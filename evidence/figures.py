@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from scipy.stats import chi
 
-from drawing import BLUE, ORANGE, Circle, Line2D, ScalarMappable, draw_mosaic, figure_file
+from drawing import BLUE, ORANGE, Circle, Line2D, ScalarMappable, draw_mosaic, figure_file, mosaic_centres
 from evidence.experiments import fit_code_mixture, trained_model
 from evidence.pages import CARRYING, measured_in, over_seeds
 from evidence.posterior import draw_codes, sample_mixture
@@ -21,7 +21,6 @@ from train import decode, encode_means
 NAMES = {"conv": "convolutional", "mlp": "fully connected"}
 COLORS = {"conv": BLUE, "mlp": ORANGE}
 GAP = 2  # white pixels between digits
-PITCH, CENTRE = 28 + GAP, 13.5  # pixels from one digit to the next, and from the edge of one to its middle
 DRAWN = 8  # samples in a row
 GREATEST_ERROR = 0.75  # pixel value at the ends of the errors' colours
 STEPS = 9  # digits of a path, its ends included
@@ -222,7 +221,7 @@ def plot_interpolation(model, dataset, path, title=""):
                 rows[f"{first} → {last}, codes"] = decode(model, torch.lerp(codes[:1], codes[1:], share))
                 rows[f"{first} → {last}, pixels"] = torch.lerp(ends[:1], ends[1:], share.view(-1, 1, 1, 1))
             _draw_labelled_rows(axes, rows, f"between digits of {label}")
-            axes.set_xticks([PITCH * step + CENTRE for step in range(0, STEPS, 2)], ["0", "¼", "½", "¾", "1"])
+            axes.set_xticks(mosaic_centres(STEPS, GAP)[::2], ["0", "¼", "½", "¾", "1"])
             axes.set_xlabel("share of the second digit's code or pixels")
 
 
@@ -253,7 +252,7 @@ def _draw_labelled_rows(axes, rows, title):
     draw_mosaic(axes, np.stack(images), GAP)
     axes.set_title(title, fontsize="medium")
     axes.set_xticks([])
-    axes.set_yticks([PITCH * row + CENTRE for row in range(len(rows))], list(rows))
+    axes.set_yticks(mosaic_centres(len(rows), GAP), list(rows))
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from drawing import Figure, mosaic, style
 from files import whole_file
-from latent_traversal import PLANE_SIDE, REACH, decode_plane
+from latent_traversal import PLANE_EDGE, decode_plane
 from mnist import evenly_spaced
 from train import calibrated_sigma, count_iterations, evaluate, hold_out, seeded, train
 
@@ -70,8 +70,7 @@ def _draw(frame):
     """Draw a frame in the film's few greys: a Pillow image with a palette."""
     figure = Figure(figsize=(5.2, 5.5), dpi=100)
     axes = figure.add_axes((0.1, 0.09, 0.889, 0.84))  # fixed, so that nothing moves from frame to frame
-    edge = REACH * PLANE_SIDE / (PLANE_SIDE - 1)  # of the outermost digits, whose centres are at the reach
-    axes.imshow(frame.plane, cmap="gray", vmin=0, vmax=1, extent=(-edge, edge, -edge, edge), origin="upper")
+    axes.imshow(frame.plane, cmap="gray", vmin=0, vmax=1, extent=(-PLANE_EDGE, PLANE_EDGE) * 2, origin="upper")
     axes.set(xticks=range(-3, 4), yticks=range(-3, 4))
     axes.set_xlabel("$z_1$", labelpad=0)
     axes.set_ylabel("$z_2$", labelpad=0)
