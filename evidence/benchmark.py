@@ -101,7 +101,10 @@ def train_as_tutorials_do(model, images, config, on_iteration, data_root):
 
 
 def train_with_learned_sigma(model, images, config, on_iteration):
-    """Train as `train.train` does, but with log sigma as one more of Adam's parameters, starting at sigma = 1."""
+    """Train with log sigma as one more of Adam's parameters, starting at sigma = 1.
+
+    Otherwise as `train.train`, but from grey instead of the mean image, without augmentation, with torch's warm-up.
+    """
     log_sigma = torch.zeros((), requires_grad=True)
     optimizer = torch.optim.Adam([*model.parameters(), log_sigma], betas=train.ADAM_BETAS, fused=True)
     steps = train.count_iterations(len(images), config)

@@ -114,6 +114,10 @@ def test_a_typed_number_is_noticed():
 # ---- Commands and links
 
 
+def test_readme_says_that_it_must_not_be_handed_in():
+    assert "must not be handed in as coursework" in " ".join(read("README.md").split())
+
+
 def test_commands_are_those_that_ci_runs():
     """The tests' command is what .ci/run does but for its folder, main.py's is the same but for its end."""
     everything, tests = re.findall(r"```bash\n(.*?)\n```", read("README.md"))
