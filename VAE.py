@@ -45,9 +45,9 @@ def from_code(latent_dim):
 def conv_encoder(latent_dim):
     """Convolutional encoder.
 
-    Convolutions over a one-channel image keep a processor waiting for memory. The image is therefore folded to four
-    channels of 14x14 (`PixelUnshuffle`), and the decoder unfolds its output the same way (`PixelShuffle`, Shi et al.
-    2016). 1x1 convolutions narrow the channels where they meet linear layers, which would else hold most weights.
+    The image is folded to four channels of 14x14 (`PixelUnshuffle`), a quarter of the places for a filter to visit, and
+    the decoder unfolds its output the same way (`PixelShuffle`, Shi et al. 2016). 1x1 convolutions narrow the channels
+    where they meet linear layers: a linear layer's weights grow with them.
     """
     return nn.Sequential(
         nn.PixelUnshuffle(2),  # (4, 14, 14)
@@ -111,8 +111,8 @@ ARCHITECTURES = {"conv": (conv_encoder, conv_decoder), "mlp": (mlp_encoder, mlp_
 def _initialize(layer):
     """Draw a convolution's weights so that they about keep a signal's size (He et al. 2015, derived for ReLU).
 
-    torch's default shrinks it in each of them: z then hardly reaches the image, and training can settle where the code
-    is ignored. Residual layers start as the identity.
+    With torch's default, which shrinks it, some trainings ended with a code that is ignored
+    (figures/evidence/tried.md). Residual layers start as the identity.
     """
     if isinstance(layer, nn.Conv2d):
         nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")

@@ -217,8 +217,8 @@ def evaluate(model, images, importance_images=0, importance_samples=100, seed=0)
     -------
     dict
         elbo, elbo_standard_error, nll, kl (nats per image), reconstruction_mse (per pixel), active_units,
-        kl_per_dimension (nats, a list of K), and iw_log_likelihood with iw_standard_error, iw_images, iw_samples, and
-        iw_elbo, the ELBO of the same images.
+        kl_per_dimension (nats, a list of K), and iw_log_likelihood with iw_standard_error, iw_images, iw_samples,
+        iw_elbo, the ELBO of the same images, and iw_gap_standard_error, that of the difference, image by image.
 
     Raises
     ------
@@ -255,10 +255,12 @@ def evaluate(model, images, importance_images=0, importance_samples=100, seed=0)
         if importance_images:
             x = mnist.evenly_spaced(images, importance_images).to(device)
             bound = importance_weighted_log_likelihood(model, x, importance_samples).cpu().double()
+            own = mnist.evenly_spaced(elbo, importance_images)
             results |= {
                 "iw_log_likelihood": bound.mean().item(),
                 "iw_standard_error": standard_error(bound),
-                "iw_elbo": mnist.evenly_spaced(elbo, importance_images).mean().item(),
+                "iw_elbo": own.mean().item(),
+                "iw_gap_standard_error": standard_error(bound - own),
                 "iw_images": len(x),
                 "iw_samples": importance_samples,
             }

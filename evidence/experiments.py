@@ -23,7 +23,7 @@ from evidence.posterior import divergence_from_prior, draw_codes, fit_mixture, s
 from evidence.quality import SAMPLES, SampleJudge
 from files import InputError, read_json, write_json
 from main import measure_stages
-from mnist import CLASSES, evenly_spaced, load_packaged
+from mnist import CLASSES, IMAGE_SIDE, evenly_spaced, load_packaged
 from report import run_results
 from runs import (
     Run,
@@ -38,16 +38,17 @@ from runs import (
     train_or_resume,
 )
 from sample_from_prior import sample_prior
-from train import calibrated_sigma, encode_means, evaluate, hold_out, seeded
+from train import calibrated_sigma, count_iterations, encode_means, evaluate, hold_out, seeded
 from tsne import NEIGHBOURS
 from VAE import VAE
 
 LATENT_DIMS = (1, 2, 4, 8, 16, 32, 64)
 SEEDS = 3
 BUDGETS = (1, 2, 3, 5, 10, 20)  # epochs
-FIXED_SIGMA = 1.0
+FIXED_SIGMAS = (0.05, 0.1, 0.2, 0.5, 1.0)
 FIXED_SIGMA_NETWORK = "mlp"  # the quicker one
 LATENT_DIM = 16  # of the experiments with one size
+SHARES = (0.1, 0.25, 0.5)  # of the training images, to train on for as many iterations as on all
 MIXTURE_CODES = 20_000  # training codes that a mixture is fitted to
 KNN_CODES = 10_000  # training codes that classify the test codes
 TRAINED_ON = 10_000  # training images whose ELBO shows how much a network overfits
@@ -64,7 +65,9 @@ def planned_runs(settings, config):
     dim = LATENT_DIM if LATENT_DIM in dims else dims[-1]
     sizes = dims if settings.quick else sorted({*LATENT_DIMS, *dims})
     budgets = [config.epochs] if settings.quick else sorted({*BUDGETS, config.epochs})
-    halves = [f"{encoder}-{decoder}" for encoder in names for decoder in names if encoder != decoder]
+    swapped = [f"{encoder}-{decoder}" for encoder in names for decoder in names if encoder != decoder]
+    ends = [dim] if settings.quick else sorted({dim, sizes[-1]})
+    sigmas = FIXED_SIGMAS[-1:] if settings.quick else FIXED_SIGMAS
 
     def planned(architecture, latent_dim, **changes):
         own = replace(config, **changes)
@@ -75,8 +78,8 @@ def planned_runs(settings, config):
     return {
         "main": [planned(name, size) for name in names for size in dims],
         "networks": [planned(name, size, seed=seed) for seed in seeds for name in names for size in dims],
-        "halves": [planned(name, dim, seed=seed) for seed in seeds for name in (*names, *halves)],
-        "sigma": [planned(name, dim, sigma=FIXED_SIGMA, seed=seed) for seed in seeds for name in fixed],
+        "halves": [planned(name, size, seed=seed) for seed in seeds for size in ends for name in (*names, *swapped)],
+        "sigma": [planned(name, dim, sigma=sigma, seed=seed) for seed in seeds for sigma in sigmas for name in fixed],
         "sizes": [planned(name, size, seed=seed) for seed in seeds for size in sizes for name in names],
         "budgets": [planned(name, dim, epochs=epochs) for epochs in budgets for name in names],
     }
@@ -184,25 +187,50 @@ def film_plane(runs, dataset, settings, folder):
     list(side_by_side(calls, settings))
 
 
-def train_elsewhere(plan, dataset, settings):
-    """Train both networks at the one latent size as a machine without bfloat16 does, and one without MNIST.
+def planned_elsewhere(plan, dataset, settings):
+    """List the trainings with other data or other arithmetic than the main runs': (run, its data set).
 
-    Returns
-    -------
-    dict
-        {"float32": and "packaged": {name of the main run: its "elbo" and "train_seconds"}}.
+    Once, as a machine without bfloat16 trains, and one without MNIST. With `SEEDS` seeds, half as long and without
+    augmentation, which would know what lies beside what: on the images as they are, on all with one permutation of
+    their pixels, and on fewer of them.
     """
     packaged = load_packaged().first(settings.scale.train_images, settings.scale.test_images)
-    config = settings.train_config(len(packaged.train_labels))
-    main_runs = [run for run in plan["halves"] if run in plan["main"]]
-    float32 = replace(main_runs[0].config, float32=True)
+    base = [run for run in plan["halves"] if run in plan["main"]]
+    main = base[0].config
+    half = count_iterations(len(dataset.train_labels), main) / 2
 
-    def trained(variant, data, config):
-        runs = [replace(run, variant=variant, config=config) for run in main_runs]
-        calls = [delayed(train_plainly)(run, line, data, settings) for line, run in enumerate(runs)]
-        return {run.name: numbers for run, numbers in zip(main_runs, side_by_side(calls, settings), strict=True)}
+    def once(variant, data, config):
+        return [(replace(run, variant=variant, config=config), data) for run in base]
 
-    return {"float32": trained("float32", dataset, float32), "packaged": trained("packaged", packaged, config)}
+    def with_seeds(variant, data):
+        epochs = max(1, round(half / count_iterations(len(data.train_labels), replace(main, epochs=1))))
+        config = replace(main, epochs=epochs, plain_epochs=epochs)
+        return [
+            (replace(run, variant=variant, config=replace(config, seed=config.seed + k), repetition=k), data)
+            for k in range(SEEDS)
+            for run in base
+        ]
+
+    trained = once("float32", dataset, replace(main, float32=True))
+    trained += once("packaged", packaged, settings.train_config(len(packaged.train_labels)))
+    trained += with_seeds("plain", dataset) + with_seeds("permuted", permuted(dataset))
+    for share in SHARES:
+        count = round(share * len(dataset.train_labels))
+        trained += with_seeds(f"images{count}", spread(dataset, count))
+    return trained
+
+
+def permuted(dataset):
+    """Return a data set with one and the same permutation of the pixels in all of its images."""
+    order = torch.from_numpy(np.random.default_rng(0).permutation(IMAGE_SIDE**2))
+    train, test = (part.flatten(1)[:, order].view(part.shape) for part in (dataset.train_pixels, dataset.test_pixels))
+    return replace(dataset, train_pixels=train, test_pixels=test, fingerprint=f"{dataset.fingerprint}, permuted")
+
+
+def spread(dataset, count):
+    """Return a data set with that many of its training images, evenly spaced."""
+    images, labels = (evenly_spaced(part, count) for part in (dataset.train_pixels, dataset.train_labels))
+    return replace(dataset, train_pixels=images, train_labels=labels, fingerprint=f"{dataset.fingerprint}, {count}")
 
 
 def train_plainly(run, line, dataset, settings):
