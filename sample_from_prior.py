@@ -9,11 +9,15 @@ from train import decode, seeded
 ROWS = 10
 
 
-def sample_prior(model, count, seed=0):
-    """Decode `count` draws from the prior: images (count, 1, 28, 28), of the same codes for the same seed and K."""
+def prior_codes(count, latent_dim, seed=0):
+    """Draw codes from the prior, (count, K): the same for the same seed and K."""
     with seeded(seed):
-        z = torch.randn(count, model.latent_dim)
-    return decode(model, z)
+        return torch.randn(count, latent_dim)
+
+
+def sample_prior(model, count, seed=0):
+    """Decode `count` draws from the prior: images (count, 1, 28, 28)."""
+    return decode(model, prior_codes(count, model.latent_dim, seed))
 
 
 def plot_prior_samples(model, path, seed=0, title=""):

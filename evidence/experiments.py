@@ -1,11 +1,13 @@
 """The experiments that REPORT.md's explanations rest on: what is trained, and what is measured.
 
-With three seeds each: the main runs, encoder and decoder exchanged (2.5), both networks at seven latent sizes (2.6),
-and sigma = 1. With one: both networks for budgets from 1 to 20 epochs (2.5), and as other machines train them. What is
-measured is kept beside the checkpoints, so that --resume takes it over.
+With three seeds each: the main runs, encoder and decoder exchanged, permuted pixels and fewer images (2.5), both
+networks at seven latent sizes (2.6), and fixed sigmas. With one: both networks for budgets from 1 to 20 epochs (2.5),
+and as other machines train them. What is measured is kept beside the checkpoints, so that --resume takes it over.
 """
 
 import copy
+import math
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,13 +21,21 @@ from tqdm import tqdm
 
 from config import MAX_SEED, check
 from evidence.film import record, write_film
-from evidence.posterior import divergence_from_prior, draw_codes, fit_mixture, sample_mixture
-from evidence.quality import SAMPLES, SampleJudge
+from evidence.posterior import (
+    divergence_from_prior,
+    draw_codes,
+    fit_mixture,
+    log_prior,
+    refitted_divergence,
+    sample_mixture,
+)
+from evidence.quality import SAMPLES, SampleJudge, expected_coverage, references
 from files import InputError, read_json, write_json
 from main import measure_stages
 from mnist import CLASSES, IMAGE_SIDE, evenly_spaced, load_packaged
 from report import run_results
 from runs import (
+    PROJECT,
     Run,
     checkpoint_path,
     choose_device,
@@ -37,8 +47,8 @@ from runs import (
     side_by_side,
     train_or_resume,
 )
-from sample_from_prior import sample_prior
-from train import calibrated_sigma, count_iterations, encode_means, evaluate, hold_out, seeded
+from sample_from_prior import prior_codes
+from train import calibrated_sigma, count_iterations, decode, encode_means, evaluate, hold_out, seeded
 from tsne import NEIGHBOURS
 from VAE import VAE
 
@@ -51,6 +61,7 @@ LATENT_DIM = 16  # of the experiments with one size
 SHARES = (0.1, 0.25, 0.5)  # of the training images, to train on for as many iterations as on all
 MIXTURE_CODES = 20_000  # training codes that a mixture is fitted to
 KNN_CODES = 10_000  # training codes that classify the test codes
+BENCHMARK = PROJECT / "figures" / "evidence" / "benchmark.md"
 TRAINED_ON = 10_000  # training images whose ELBO shows how much a network overfits
 
 
@@ -122,22 +133,28 @@ def collect(plan, dataset, settings):
     -------
     dict
         "experiments": the names of each one's runs; "runs": for each run its settings and measurements, where "group"
-        is its name without its seed; "real_digits": density and coverage that training digits reach; "prior_check": the
-        divergence measured on codes that are truly from the prior; "networks": parameters and multiply-adds of each
-        architecture and latent size.
+        is its name without its seed; "judge" and "references": how good the judge of samples is, and what it says of
+        real, blurred and averaged digits; "checks": for each main network and size the divergence from the prior of
+        its mixture, and of draws from it that a mixture was fitted to again; "networks": parameters and multiply-adds
+        of each architecture and latent size; "images_per_second": what the benchmark has measured.
     """
     runs = list(dict.fromkeys(run for experiment in plan.values() for run in experiment))
     judge = SampleJudge(dataset)
     lines = runs_at_once(settings, len(runs))
     calls = [delayed(measure_run)(run, 1 + k % lines, dataset, settings, judge) for k, run in enumerate(runs)]
-    measured = side_by_side(calls, settings)
-    kinds = dict.fromkeys((run.architecture, run.latent_dim) for run in runs)
+    measured = tqdm(side_by_side(calls, settings), "runs", len(runs), unit="run", dynamic_ncols=True, position=0)
+    measured = list(measured)
+    first = [run for run in plan["sizes"] if not run.repetition]
+    checks = side_by_side([delayed(check_refit)(run, dataset, settings) for run in first], settings)
+    shown = trained_model(plan["halves"][0], settings)
     return {
         "experiments": {name: [run.name for run in experiment] for name, experiment in plan.items()},
-        "runs": list(tqdm(measured, "runs", len(runs), unit="run", dynamic_ncols=True, position=0)),
-        "real_digits": judge.rate(evenly_spaced(dataset.train_images, SAMPLES))._asdict(),
-        "prior_check": {str(dim): prior_check(dim, dataset) for dim in sorted({dim for _, dim in kinds})},
-        "networks": {f"{architecture}_z{dim}": describe_network(architecture, dim) for architecture, dim in kinds},
+        "runs": measured,
+        "judge": {"accuracy": judge.accuracy, "expected_coverage": expected_coverage(SAMPLES, SAMPLES)},
+        "references": references(judge, dataset, sample_mixture(shown, fit_code_mixture(shown, dataset), SAMPLES)),
+        "checks": {run.name: check for run, check in zip(first, checks, strict=True)},
+        "networks": {run.group: describe_network(run.architecture, run.latent_dim) for run in first},
+        "images_per_second": benchmarked(),
     }
 
 
@@ -145,8 +162,9 @@ def measure_run(run, line, dataset, settings, judge):
     """Train a run, its progress in that line of the terminal, and measure it: its settings and measurements."""
     checkpoint = train_or_resume(run, dataset, settings, line)
     model = model_at(checkpoint).to(choose_device(settings.device))
-    numbers = remembered("measured", run, dataset, settings, lambda: measure(model, dataset, settings.scale, judge))
-    return {**describe(run), "train_seconds": checkpoint["train_seconds"], **numbers}
+    bounds = remembered("bounds", run, dataset, settings, lambda: measure_bounds(model, dataset, settings.scale))
+    samples = remembered("samples", run, dataset, settings, lambda: measure_samples(model, dataset, judge))
+    return {**describe(run), **bounds, **samples}
 
 
 def describe(run):
@@ -233,28 +251,42 @@ def spread(dataset, count):
     return replace(dataset, train_pixels=images, train_labels=labels, fingerprint=f"{dataset.fingerprint}, {count}")
 
 
+def train_elsewhere(plan, dataset, settings):
+    """Train what `planned_elsewhere` lists: its settings, "elbo", and "train_elbo" of images trained on, for each."""
+    planned = planned_elsewhere(plan, dataset, settings)
+    lines = runs_at_once(settings, len(planned))
+    calls = [delayed(train_plainly)(run, k % lines, data, settings) for k, (run, data) in enumerate(planned)]
+    return list(side_by_side(calls, settings))
+
+
 def train_plainly(run, line, dataset, settings):
-    """Train a run, and measure no more than its test ELBO and its seconds."""
-    checkpoint = train_or_resume(run, dataset, settings, line)
-    model = model_at(checkpoint).to(choose_device(settings.device))
-    return {"elbo": evaluate(model, dataset.test_images)["elbo"], "train_seconds": checkpoint["train_seconds"]}
+    """Train a run, its progress in that line of the terminal, and measure no more than its bounds on two sets."""
+    model = model_at(train_or_resume(run, dataset, settings, line)).to(choose_device(settings.device))
+
+    def bounds():
+        own = {"train_elbo": hold_out(dataset.train_images)[0], "elbo": dataset.test_images}
+        return {name: evaluate(model, evenly_spaced(images, TRAINED_ON))["elbo"] for name, images in own.items()}
+
+    return {**describe(run), **remembered("plain", run, dataset, settings, bounds)}
 
 
-def measure(model, dataset, scale, judge):
-    """Measure a trained model's bounds, codes and samples."""
-    trained_on, held_out = hold_out(dataset.train_images)
+def measure_bounds(model, dataset, scale):
+    """Measure a trained model's bounds, on test images and on images that it was trained on."""
+    trained_on, calibration_images = hold_out(dataset.train_images)
     with seeded(0):
-        fitted_sigma = calibrated_sigma(model, held_out.to(model.sigma.device))
+        fitted_sigma = calibrated_sigma(model, calibration_images.to(model.sigma.device))
     refitted = copy.deepcopy(model)
     refitted.sigma.fill_(fitted_sigma)
+    bounds = evaluate(model, dataset.test_images, scale.importance_images, scale.importance_samples)
     return {
         "sigma": model.sigma.item(),
-        **evaluate(model, dataset.test_images, scale.importance_images, scale.importance_samples),
+        **bounds,
+        # Hoffman & Johnson 2016: how far the average of these images' q(z|x) is from the prior, at least.
+        "information_bound": max(0.0, bounds["kl"] - math.log(len(dataset.test_labels))),
         "train_elbo": evaluate(model, evenly_spaced(trained_on, TRAINED_ON))["elbo"],
         "fitted_sigma": fitted_sigma,
         "elbo_with_fitted_sigma": evaluate(refitted, dataset.test_images)["elbo"],
         "code_knn_accuracy": code_knn_accuracy(model, dataset),
-        **measure_samples(model, dataset, judge),
     }
 
 
@@ -266,12 +298,22 @@ def code_knn_accuracy(model, dataset):
 
 
 def measure_samples(model, dataset, judge):
-    """Measure how far the codes are from the prior, and how good samples from the prior and from a mixture are."""
+    """Measure how far the codes are from the prior, and how good samples from the prior and from a mixture are.
+
+    "recognised_by_density" are the shares recognised of the samples from the prior, in quarters of them: from those of
+    whose codes the mixture has the least density, relative to the prior's, to those of which it has the most.
+    """
     mixture = fit_code_mixture(model, dataset)
+    z = prior_codes(SAMPLES, model.latent_dim)
+    from_prior = decode(model, z)
+    log_ratio = mixture.log_prob(z.double().numpy()) - log_prior(z.double().numpy())
+    recognised = judge.recognised(from_prior)[np.argsort(log_ratio)]
     return {
         "prior_divergence": divergence_from_prior(mixture, draw_codes(model, dataset.test_images, seed=1))._asdict(),
-        "prior_samples": judge.rate(sample_prior(model, SAMPLES))._asdict(),
+        "prior_samples": judge.rate(from_prior)._asdict(),
         "mixture_samples": judge.rate(sample_mixture(model, mixture, SAMPLES))._asdict(),
+        "reconstructions": judge.rate(decode(model, torch.from_numpy(encode_means(model, judge.others))))._asdict(),
+        "recognised_by_density": [float(part.mean()) for part in np.array_split(recognised, 4)],
     }
 
 
@@ -280,11 +322,22 @@ def fit_code_mixture(model, dataset):
     return fit_mixture(draw_codes(model, evenly_spaced(dataset.train_images, MIXTURE_CODES)))
 
 
-def prior_check(latent_dim, dataset):
-    """Measure the divergence from the prior of as many codes, but from the prior itself: it must be about 0."""
-    rng = np.random.default_rng(0)
-    mixture = fit_mixture(rng.standard_normal((min(len(dataset.train_labels), MIXTURE_CODES), latent_dim)))
-    return divergence_from_prior(mixture, rng.standard_normal((len(dataset.test_labels), latent_dim)))._asdict()
+def check_refit(run, dataset, settings):
+    """Measure the divergence from the prior of a run's mixture and, as if they were codes, of draws from it."""
+
+    def check():
+        mixture = fit_code_mixture(trained_model(run, settings), dataset)
+        codes, test_codes = min(len(dataset.train_labels), MIXTURE_CODES), len(dataset.test_labels)
+        return refitted_divergence(mixture, codes, test_codes)
+
+    return remembered("refit", run, dataset, settings, check)
+
+
+def benchmarked():
+    """Return the images a second that the last benchmark trained on: {"mlp, default precision": ...}."""
+    page = BENCHMARK.read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w+, [\w ]+) \| ([\d,]+) images/s", page, flags=re.MULTILINE)
+    return {name: int(speed.replace(",", "")) for name, speed in rows}
 
 
 def describe_network(architecture, latent_dim):

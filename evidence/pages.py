@@ -43,22 +43,23 @@ def over_seeds(evidence):
     """Summarise the runs that differ only in their seed: {"conv_z16": {"elbo": Spread, ...}, "mlp_z16_sigma1": ...}."""
     groups = {}
     for run in evidence["runs"]:
-        groups.setdefault(run["group"], []).append(run | derived(run, evidence["prior_check"]))
+        groups.setdefault(run["group"], []).append(run | derived(run))
+    for run in evidence.get("elsewhere", ()):
+        groups.setdefault(run["group"], []).append(run | {"overfitting": run["train_elbo"] - run["elbo"]})
     return {name: spreads(runs) | {key: runs[0][key] for key in SETTINGS} for name, runs in groups.items()}
 
 
-def derived(run, prior_check):
+def derived(run):
     """Work out what tables and prose say of a run's codes and images besides what was measured."""
     carried = [nats for nats in run["kl_per_dimension"] if nats > CARRYING]
-    null = prior_check[str(run["latent_dim"])]
     return {
         "error": 1000 * run["reconstruction_mse"],
         "overfitting": run["train_elbo"] - run["elbo"],
+        "gap": run["iw_log_likelihood"] - run["iw_elbo"],
         "carrying": len(carried),
         "idle": len(run["kl_per_dimension"]) - len(carried),
         "idle_kl": run["kl"] - sum(carried),
         "idle_but_active": run["active_units"] - len(carried),
-        "divergence": {key: run["prior_divergence"][key] - null[key] for key in ("held_out", "mixture")},
     }
 
 
