@@ -29,7 +29,7 @@ from evidence.posterior import (
     refitted_divergence,
     sample_mixture,
 )
-from evidence.quality import SAMPLES, SampleJudge, expected_coverage, references
+from evidence.quality import CONFIDENCE, SAMPLES, SampleJudge, expected_coverage, references
 from files import InputError, read_json, write_json
 from main import measure_stages
 from mnist import CLASSES, IMAGE_SIDE, evenly_spaced, load_packaged
@@ -150,7 +150,11 @@ def collect(plan, dataset, settings):
     return {
         "experiments": {name: [run.name for run in experiment] for name, experiment in plan.items()},
         "runs": measured,
-        "judge": {"accuracy": judge.accuracy, "expected_coverage": expected_coverage(SAMPLES, SAMPLES)},
+        "judge": {
+            "accuracy": judge.accuracy,
+            "confidence": CONFIDENCE,
+            "expected_coverage": expected_coverage(SAMPLES, SAMPLES),
+        },
         "references": references(judge, dataset, sample_mixture(shown, fit_code_mixture(shown, dataset), SAMPLES)),
         "checks": {run.name: check for run, check in zip(first, checks, strict=True)},
         "networks": {run.group: describe_network(run.architecture, run.latent_dim) for run in first},
