@@ -11,10 +11,12 @@ from drawing import Figure, mosaic, style
 from files import whole_file
 from latent_traversal import PLANE_EDGE, decode_plane
 from mnist import evenly_spaced
-from train import calibrated_sigma, count_iterations, evaluate, hold_out, seeded, train
+from train import calibrated_sigma, count_iterations, encode_means, evaluate, hold_out, seeded, train
 
+NETWORKS = {"conv": "convolutional", "mlp": "fully connected"}
 FRAMES = 40
-ELBO_IMAGES = 2000  # test images for each frame's ELBO
+FIRST = 1 / 200  # of the training; before, all codes decode to one grey
+CODES = 500  # test images whose codes are shown
 GREYS = 12  # 1.2 MB on full MNIST; 0.9 with 8, 1.45 with 16
 FRAME_SECONDS, LAST_SECONDS = 0.2, 3.0
 
@@ -22,36 +24,41 @@ FRAME_SECONDS, LAST_SECONDS = 0.2, 3.0
 class Frame(NamedTuple):
     """The plane of codes after an iteration of training."""
 
+    network: str  # in words, with K
     iteration: int
-    elbo: float  # of test images, nats per image
+    elbo: float  # of all test images, nats per image
     plane: np.ndarray  # (height, width), pixel values in [0, 1]
+    codes: np.ndarray  # (N, 2), posterior means of some test images
+    labels: np.ndarray  # (N,), their classes
 
 
-def frame_iterations(total, frames=FRAMES):
-    """Choose `frames` iterations from 1 to `total`, all if there are fewer, as evenly on a log scale as integers go."""
-    chosen = [1]
-    while len(chosen) < min(frames, total):
-        ratio = (total / chosen[-1]) ** (1 / (frames - len(chosen)))
-        chosen.append(max(chosen[-1] + 1, round(chosen[-1] * ratio)))
-    return chosen
+def frame_iterations(total):
+    """Choose iterations from the first that shows something to `total`, evenly on a log scale as integers go."""
+    first = max(1, round(FIRST * total))
+    return np.unique(np.geomspace(first, total, FRAMES).round().astype(int)).tolist()
 
 
 def record(model, dataset, config):
     """Train a `VAE` of two latent dimensions just as `train.train` does, and return its frames: a list of `Frame`."""
     frames, iterations = [], count(1)
-    shown = set(frame_iterations(count_iterations(len(dataset.train_labels), config)))
+    *shown, last = frame_iterations(count_iterations(len(dataset.train_labels), config))
     held_out = hold_out(dataset.train_images)[1].to(model.sigma.device)
-    test_images = evenly_spaced(dataset.test_images, ELBO_IMAGES)
+    images, labels = (evenly_spaced(part, CODES) for part in (dataset.test_images, dataset.test_labels))
+    network = f"{NETWORKS.get(model.architecture, model.architecture)} network, K = {model.latent_dim}"
+
+    def add_frame(iteration):
+        elbo, plane = evaluate(model, dataset.test_images)["elbo"], mosaic(decode_plane(model), gap=0)
+        frames.append(Frame(network, iteration, elbo, plane, encode_means(model, images), labels.numpy()))
 
     def look(_):
         iteration = next(iterations)
         if iteration in shown:
             with seeded(0, model.sigma.device):  # the training's random numbers stay its own
                 model.sigma.fill_(config.sigma or calibrated_sigma(model, held_out))  # it sets this only at its stages
-            elbo = evaluate(model, test_images)["elbo"]
-            frames.append(Frame(iteration, elbo, mosaic(decode_plane(model), gap=0)))
+            add_frame(iteration)
 
     train(model, dataset.train_images, config, on_iteration=look)
+    add_frame(last)  # with the sigma that the training stored
     return frames
 
 
