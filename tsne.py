@@ -102,8 +102,7 @@ def _draw_codes(axes, codes, labels, seed):
     inside = (np.abs(codes) <= LIMIT).all(axis=1)
     _scatter(axes, codes[inside], labels[inside], seed, 2 * LIMIT)
     draw_prior_circles(axes, color="black", linewidth=0.8)
-    outside = np.count_nonzero(~inside)
-    more = f" ({outside:,} more outside)" if outside else ""
+    more = "" if inside.all() else f" ({np.count_nonzero(~inside):,} more outside)"
     title = f"the codes themselves, posterior means{more}\ncircles: 1, 2, 3 standard deviations of the prior"
     axes.set_title(title, fontsize="medium")
     axes.set(xlim=(-LIMIT, LIMIT), ylim=(-LIMIT, LIMIT), aspect="equal", xlabel="$\\mu_1$", ylabel="$\\mu_2$")
@@ -120,8 +119,8 @@ def _scatter(axes, points, labels, seed, width):
         free = cdist(own, taken).min(axis=1, initial=np.inf).clip(max=LABEL_DISTANCE * width)
         at = own[np.lexsort([density, free])[-1]]
         taken = np.vstack([taken, at])
-        outline = [withStroke(linewidth=4, foreground="white")]
-        axes.text(*at, str(digit), ha="center", va="center", size="large", weight="bold", path_effects=outline)
+        text = axes.text(*at, str(digit), ha="center", va="center", size="large", weight="bold")
+        text.set_path_effects([withStroke(linewidth=4, foreground="white")])
 
 
 def _draw(model, data, **at):

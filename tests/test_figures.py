@@ -140,7 +140,7 @@ def test_plane_has_the_first_code_to_the_right_and_the_second_upwards(model, dat
     torch.testing.assert_close(decode_plane(model, side=3), decoded)
     images = dataset.test_images[:50]
     edge = 3 * 20 / 19  # the first and the last of 20 digits have their middle at 3
-    model.encoder[-1].bias[0] += edge - np.median(encode_means(model, images)[:, 0])  # so that half are outside
+    model.encoder[-1].bias[0] += edge - np.median(encode_means(model, images)[:, 0])  # so that some are outside
     plot_latent_traversal(model, tmp_path / "a.png", images)
     axes = drawn[0].axes[1]
     (picture,), (dots,) = axes.images, axes.collections
@@ -148,7 +148,9 @@ def test_plane_has_the_first_code_to_the_right_and_the_second_upwards(model, dat
     assert picture.get_extent() == pytest.approx([-edge, edge, -edge, edge])
     codes = encode_means(model, images)
     assert np.allclose(dots.get_offsets(), codes)
-    assert "orange, 25 of them outside" in axes.get_title()
+    outside = (np.abs(codes) > edge).any(axis=1).sum()
+    assert 0 < outside < 50
+    assert f"orange, {outside} of them outside" in axes.get_title()
     assert [circle.get_radius() for circle in axes.patches] == [1, 2, 3]
 
 
