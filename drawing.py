@@ -26,7 +26,7 @@ __all__ = ["Circle", "Ellipse", "Figure", "Line2D", "ScalarMappable", "to_rgb", 
 DOTS_PER_INCH = 150
 SURFACE = 1e-3  # share of a figure's pixels above which a colour stays exactly what it is
 PALETTE = color_sequences["petroff10"]  # told apart by colour-blind readers too (Petroff 2021)
-BLUE, ORANGE, RED, GRAY, PURPLE, *_, CYAN = PALETTE
+BLUE, ORANGE, RED, GRAY, PURPLE, BROWN, *_, CYAN = PALETTE
 
 
 @contextmanager

@@ -96,8 +96,7 @@ def _draw_decoded_plane(axes, model, images):
         codes = encode_means(model, evenly_spaced(images, IMAGES))
         axes.scatter(*codes.T, s=5, color=ORANGE, linewidths=0)
         outside = np.count_nonzero((np.abs(codes) > PLANE_EDGE).any(axis=1))
-        more = f", {outside:,} of them outside" if outside else ""
-        title += f"\nand the codes of {len(codes):,} test images (orange{more})"
+        title += f"\nand the codes of {len(codes):,} test images (orange; {outside:,} of them outside)"
     axes.set(xlim=edges, ylim=edges, xlabel="$z_1$", ylabel="$z_2$")
     axes.set_title(title, fontsize="medium")
 

@@ -102,8 +102,8 @@ def _draw_codes(axes, codes, labels, seed):
     inside = (np.abs(codes) <= LIMIT).all(axis=1)
     _scatter(axes, codes[inside], labels[inside], seed, 2 * LIMIT)
     draw_prior_circles(axes, color="black", linewidth=0.8)
-    more = "" if inside.all() else f" ({np.count_nonzero(~inside):,} more outside)"
-    title = f"the codes themselves, posterior means{more}\ncircles: 1, 2, 3 standard deviations of the prior"
+    outside = np.count_nonzero(~inside)
+    title = f"the codes, posterior means ({outside:,} more outside)\ncircles: 1, 2, 3 standard deviations of the prior"
     axes.set_title(title, fontsize="medium")
     axes.set(xlim=(-LIMIT, LIMIT), ylim=(-LIMIT, LIMIT), aspect="equal", xlabel="$\\mu_1$", ylabel="$\\mu_2$")
 

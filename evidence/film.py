@@ -7,17 +7,18 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from drawing import Figure, mosaic, style
+from drawing import Figure, Line2D, mosaic, style
 from files import whole_file
 from latent_traversal import PLANE_EDGE, decode_plane
 from mnist import evenly_spaced
 from train import calibrated_sigma, count_iterations, encode_means, evaluate, hold_out, seeded, train
+from tsne import DIGIT_COLORS
 
 NETWORKS = {"conv": "convolutional", "mlp": "fully connected"}
 FRAMES = 40
 FIRST = 1 / 200  # of the training; before, all codes decode to one grey
-CODES = 500  # test images whose codes are shown
-GREYS = 12  # 1.2 MB on full MNIST; 0.9 with 8, 1.45 with 16
+CODES = 400  # test images whose codes are shown
+GREYS = 8  # 1.4 MB on full MNIST; 1.2 with 6, 1.6 with 10
 FRAME_SECONDS, LAST_SECONDS = 0.2, 3.0
 
 
@@ -74,19 +75,25 @@ def write_film(frames, path):
 
 
 def _draw(frame):
-    """Draw a frame in the film's few greys: a Pillow image with a palette."""
-    figure = Figure(figsize=(5.2, 5.5), dpi=100)
-    axes = figure.add_axes((0.1, 0.09, 0.889, 0.84))  # fixed, so that nothing moves from frame to frame
-    axes.imshow(frame.plane, cmap="gray", vmin=0, vmax=1, extent=(-PLANE_EDGE, PLANE_EDGE) * 2, origin="upper")
-    axes.set(xticks=range(-3, 4), yticks=range(-3, 4))
+    """Draw a frame in the film's few colours: a Pillow image with a palette."""
+    figure = Figure(figsize=(6, 6), dpi=100)
+    axes = figure.add_axes((0.085, 0.08, 0.815, 0.815))  # fixed, so that nothing moves from frame to frame
+    edges = (-PLANE_EDGE, PLANE_EDGE)
+    axes.imshow(frame.plane, cmap="gray", vmin=0, vmax=1, extent=edges * 2, origin="upper")
+    axes.scatter(*frame.codes.T, s=14, c=DIGIT_COLORS[frame.labels], edgecolors="white", linewidths=0.5)
+    axes.set(xlim=edges, ylim=edges, xticks=range(-3, 4), yticks=range(-3, 4))
     axes.set_xlabel("$z_1$", labelpad=0)
     axes.set_ylabel("$z_2$", labelpad=0)
-    elbo = f"{frame.elbo:,.0f}".replace("-", "−")
-    figure.text(0.1, 0.95, f"iteration {frame.iteration:,}", fontsize="large")
-    figure.text(0.989, 0.95, f"test ELBO {elbo} nats per image", fontsize="large", ha="right")
+    handles = [Line2D([], [], color=color, marker="o", linestyle="") for color in DIGIT_COLORS]
+    figure.legend(handles, range(10), loc="center right", title="class", handletextpad=0, frameon=False)
+    elbo = f"{frame.elbo:,.1f}".replace("-", "−")
+    outside = np.count_nonzero((np.abs(frame.codes) > PLANE_EDGE).any(axis=1))
+    figure.text(0.085, 0.95, f"{frame.network}\niteration {frame.iteration:,}", va="center")
+    about = f"test ELBO {elbo} nats per image\ncodes of {len(frame.codes)} test digits, {outside} of them outside"
+    figure.text(0.9, 0.95, about, va="center", ha="right")
     drawn = BytesIO()
     figure.savefig(drawn, format="png")
-    grey = np.asarray(Image.open(drawn).convert("L"))
-    picture = Image.fromarray(np.rint(grey * ((GREYS - 1) / 255)).astype(np.uint8))
-    picture.putpalette([round(255 * level / (GREYS - 1)) for level in range(GREYS) for _ in range(3)])
-    return picture
+    colors = np.concatenate([np.linspace(0, 1, GREYS)[:, None].repeat(3, axis=1), DIGIT_COLORS])
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(np.rint(255 * colors).astype(int).ravel().tolist())
+    return Image.open(drawn).convert("RGB").quantize(palette=palette, dither=Image.Dither.NONE)

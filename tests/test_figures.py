@@ -150,7 +150,7 @@ def test_plane_has_the_first_code_to_the_right_and_the_second_upwards(model, dat
     assert np.allclose(dots.get_offsets(), codes)
     outside = (np.abs(codes) > edge).any(axis=1).sum()
     assert 0 < outside < 50
-    assert f"orange, {outside} of them outside" in axes.get_title()
+    assert f"orange; {outside} of them outside" in axes.get_title()
     assert [circle.get_radius() for circle in axes.patches] == [1, 2, 3]
 
 
