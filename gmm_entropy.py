@@ -644,11 +644,9 @@ def _plot_errors(axes, running, exact):
 
     counts, errors = running.counts, running.values - exact
     deviation = _root_mean_square(running.standard_errors[:, -1]) * np.sqrt(counts[-1])
-    predicted = rf"predicted: {deviation:.2f} / $\sqrt{{N}}$"
-    axes.loglog(counts, np.abs(errors).T, color=GRAY, linewidth=0.7, alpha=0.7)
-    axes.plot([], [], color=GRAY, label=f"{len(errors)} runs")
+    axes.loglog(counts, np.abs(errors).T, color=GRAY, linewidth=0.7, alpha=0.7)[0].set_label(f"{len(errors)} runs")
     axes.loglog(counts, _root_mean_square(errors), color=BROWN, label="their root mean square")
-    axes.loglog(counts, deviation / np.sqrt(counts), color="black", linestyle="--", label=predicted)
+    axes.loglog(counts, deviation / np.sqrt(counts), "k--", label=rf"predicted: {deviation:.2f} / $\sqrt{{N}}$")
     axes.set(ylabel="absolute error (nats)", title="Error against quadrature")
 
 

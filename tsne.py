@@ -23,8 +23,7 @@ LIMIT = 4.0  # edge of the plane of codes, the same at every stage; standard dev
 LABEL_DISTANCE = 0.05  # least, between two classes' labels; share of a panel's width
 # Found by search: any two are at least 46 units of CIELAB apart, 27 to readers without red cones and 20 to readers
 # without green ones (simulated after Machado et al. 2009); 3, 5, 8 and 4, 7, 9 at least 75 to all of them.
-COLOR_NAMES = "#6677ee #ee0099 #990000 #000000 #007755 #00ccff #ffaa99 #110099 #aa7700 #aadd00"
-DIGIT_COLORS = np.array([to_rgb(name) for name in COLOR_NAMES.split()])
+DIGIT_COLORS = np.array([*map(to_rgb, ["#67e", "#e09", "#900", "k", "#075", "#0cf", "#fa9", "#109", "#a70", "#ad0"])])
 
 
 class Embedding(NamedTuple):
@@ -102,8 +101,7 @@ def _draw_codes(axes, codes, labels, seed):
     inside = (np.abs(codes) <= LIMIT).all(axis=1)
     _scatter(axes, codes[inside], labels[inside], seed, 2 * LIMIT)
     draw_prior_circles(axes, color="black", linewidth=0.8)
-    outside = np.count_nonzero(~inside)
-    title = f"the codes, posterior means ({outside:,} more outside)\ncircles: 1, 2, 3 standard deviations of the prior"
+    title = f"posterior means ({(~inside).sum():,} more outside)\ncircles: 1, 2, 3 standard deviations of the prior"
     axes.set_title(title, fontsize="medium")
     axes.set(xlim=(-LIMIT, LIMIT), ylim=(-LIMIT, LIMIT), aspect="equal", xlabel="$\\mu_1$", ylabel="$\\mu_2$")
 
