@@ -621,7 +621,7 @@ def _plot_estimates(axes, running, result, single=None):
         panel.semilogx(running.counts, running.values[1:].T, color=GRAY, linewidth=0.7, alpha=0.7)
         _plot_interval(panel, running, ORANGE, "one run and its 95 % interval")
         panel.plot([], [], color=GRAY, label=f"{len(running.values) - 1} more runs")
-        panel.errorbar(n, value, half_width, fmt="kD", markersize=4, label=f"the report's {n:,} samples")
+        panel.errorbar(n, value, half_width, fmt="kD", markersize=4, label=f"the report's {n:,} samples, 95 % interval")
         panel.axhline(exact, color="black", linestyle=(0, (3, 3)), label=f"quadrature: {exact:.6f}")
         if single:
             panel.plot(single.counts, single.values[0], color=RED, label="$N_2$ alone, same seed")
