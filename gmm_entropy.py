@@ -630,6 +630,7 @@ def _plot_estimates(axes, running, result, single=None):
     inset.set(xlim=(last / 100, last), ylim=(shown.min(), shown.max()))
     inset.tick_params(labelsize="small")
     axes.set(ylabel="entropy (nats)", title=f"Estimate, {len(running.values)} runs")
+    axes.set_ylim(min(axes.get_ylim()[0], 2 * exact - axes.get_ylim()[1]))  # room for the legend
 
 
 def _plot_interval(axes, running, color, label):

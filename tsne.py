@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import numpy as np
-from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE, trustworthiness
 from sklearn.model_selection import KFold, cross_val_score
@@ -114,7 +113,7 @@ def _scatter(axes, points, labels, seed, width):
     classes = {digit: points[labels == digit] for digit in np.unique(labels)}
     for digit, own in sorted(classes.items(), key=lambda item: item[1].std()):  # the narrowest has least choice
         density = KernelDensity(bandwidth=0.03 * width or 1.0).fit(own).score_samples(own)
-        free = cdist(own, taken).min(axis=1, initial=np.inf).clip(max=LABEL_DISTANCE * width)
+        free = np.linalg.norm(own[:, None] - taken, axis=2).min(axis=1, initial=np.inf).clip(max=LABEL_DISTANCE * width)
         at = own[np.lexsort([density, free])[-1]]
         taken = np.vstack([taken, at])
         text = axes.text(*at, str(digit), ha="center", va="center", size="large", weight="bold")
