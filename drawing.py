@@ -13,6 +13,7 @@ os.environ["MPLBACKEND"] = "agg"  # no window is opened; and a notebook's backen
 
 from matplotlib import color_sequences, style
 from matplotlib.cm import ScalarMappable
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, Ellipse
@@ -20,11 +21,12 @@ from matplotlib.patheffects import withStroke
 
 from files import whole_file
 
-__all__ = ["Circle", "Ellipse", "Figure", "Line2D", "ScalarMappable", "withStroke"]  # and what is defined below
+__all__ = ["Circle", "Ellipse", "Figure", "Line2D", "ScalarMappable", "to_rgb", "withStroke"]  # and what is below
 
 DOTS_PER_INCH = 150
+SURFACE = 1e-3  # share of a figure's pixels above which a colour stays exactly what it is
 PALETTE = color_sequences["petroff10"]  # told apart by colour-blind readers too (Petroff 2021)
-BLUE, ORANGE, RED, GRAY, PURPLE, *_, CYAN = PALETTE
+BLUE, ORANGE, RED, GRAY, PURPLE, BROWN, *_, CYAN = PALETTE
 
 
 @contextmanager
@@ -45,10 +47,19 @@ def figure_file(path, size, title=""):
 
 
 def _use_palette(path):
-    """Give a PNG a palette of 256 colours: greys stay what they are, others to the eye, in half the bytes."""
+    """Give a PNG a palette of 256 colours: greys and surfaces stay what they are, others to the eye, in half the bytes.
+
+    So what has one colour, such as a class, has the same in every figure.
+    """
     with Image.open(path) as image:
+        whole = image.convert("RGB")
         # Of Pillow's methods this one has the smallest greatest error; without dithering, surfaces stay smooth.
-        few = image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        few = whole.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        pixels, palette = np.asarray(whole).reshape(-1, 3), np.reshape(few.getpalette(), (-1, 3))
+        _, first, counts = np.unique(pixels @ [65536, 256, 1], return_index=True, return_counts=True)
+        surfaces = first[counts.argsort()][np.sort(counts) > SURFACE * len(pixels)]  # a pixel of each, the largest last
+        palette[np.ravel(few)[surfaces]] = pixels[surfaces]
+        few.putpalette(palette.ravel().tolist())
         few.save(path, "png", optimize=True, dpi=image.info["dpi"])
 
 

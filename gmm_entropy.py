@@ -572,25 +572,27 @@ def plot_entropy(running, result, path):
 
 def plot_entropy_degenerate(running, single, gaps, result, path):
     """Item 1.3: as 1.2, beside N_2's own estimate (`single`), and below it the gap between the two by three methods."""
-    from drawing import BLUE, ORANGE, PURPLE
+    from drawing import BLUE, BROWN, CYAN, PURPLE, RED
 
     exact = result["gap_quadrature"]
+    bounds = [result[name] - result["single_gaussian"] for name in ("lower_bound", "upper_bound")]
     with _draw_panels(path, 2, running, result) as ((top_left, top_right), (left, right)):
         _plot_estimates(top_left, running, result, single)
         top_right.axhline(exact, color="black", linestyle=":", label=f"the gap $H(p) - H(N_2)$: {exact:.3e}")
         _plot_errors(top_right, running, result["quadrature"])
-        for (method, gap), color in zip(gaps.items(), (ORANGE, PURPLE, BLUE), strict=True):
+        left.axhspan(*bounds, color=CYAN, alpha=0.4, label="closed-form bounds: {:.1e} to {:.1e}".format(*bounds))
+        for (method, gap), color in zip(gaps.items(), (BROWN, PURPLE, BLUE), strict=True):
             name = method.replace("_", " ")
             right.loglog(gap.counts, _root_mean_square(gap.values - exact) / exact, color=color, label=name)
             if method != "plain":  # which cannot see the gap
                 _plot_interval(left, gap, color, name)
         left.axhline(exact, color="black", linestyle="--", label=f"quadrature: {exact:.3e}")
+        left.axhline(0, color=RED, linestyle="--", label="$H(N_2)$")
         left.yaxis.set_major_formatter(lambda nats, _: f"{1e4 * nats:.1f}")
         left.set(ylabel="$H(p) - H(N_2)$ ($10^{-4}$ nats)", title="Estimated gap, one run and its 95 % interval")
-        left.legend(loc="lower left")
+        left.set_ylim(bottom=min(-exact, left.get_ylim()[0]))  # room for the legend
         right.axhline(0.01, color="black", linestyle="--", label="1 % of the gap")
         right.set(ylim=(1e-5, None), ylabel="root mean square error / gap", title="Relative error of the gap")
-        right.legend(loc="lower left")
 
 
 @contextmanager
@@ -602,29 +604,33 @@ def _draw_panels(path, rows, running, result):
     title = f"Entropy of the mixture with weights {weights}; N up to {running.counts[-1]:,}, seed {result['seed']}"
     with figure_file(path, (10, 4.4 * rows + 0.4), title) as figure:
         panels = figure.subplots(rows, 2, subplot_kw={"xscale": "log", "xlabel": "number of samples N"})
+        yield panels
         for axes in panels.flat:
             axes.grid(alpha=0.3)
-        yield panels
+            axes.legend(loc="lower right" if axes is panels.flat[0] else "lower left", fontsize="small")
 
 
 def _plot_estimates(axes, running, result, single=None):
     """Draw the estimates in a panel, and those of the last two decades again in an inset."""
     from drawing import GRAY, ORANGE, RED
 
-    last, exact = running.counts[-1], result["quadrature"]
+    last, exact, alone = running.counts[-1], result["quadrature"], result["single_gaussian"]
+    n, value, half_width = result["samples"], result["entropy"], NORMAL_95 * result["standard_error"]
     inset = axes.inset_axes((0.46, 0.68, 0.48, 0.29))
     for panel in (axes, inset):
         panel.semilogx(running.counts, running.values[1:].T, color=GRAY, linewidth=0.7, alpha=0.7)
         _plot_interval(panel, running, ORANGE, "one run and its 95 % interval")
-        panel.axhline(exact, color="black", linestyle="--", label=f"quadrature: {exact:.6f}")
+        panel.plot([], [], color=GRAY, label=f"{len(running.values) - 1} more runs")
+        panel.errorbar(n, value, half_width, fmt="kD", markersize=4, label=f"the report's {n:,} samples, 95 % interval")
+        panel.axhline(exact, color="black", linestyle=(0, (3, 3)), label=f"quadrature: {exact:.6f}")
         if single:
-            label = f"$N_2$ alone, same seed; $H(N_2)$: {result['single_gaussian']:.6f}"
-            panel.plot(single.counts, single.values[0], color=RED, label=label)
+            panel.plot(single.counts, single.values[0], color=RED, label="$N_2$ alone, same seed")
+            panel.axhline(alone, color=RED, linestyle=(3, (3, 3)), label=f"$H(N_2)$: {alone:.6f}")
     shown = running.values[:, running.counts >= last / 100]
     inset.set(xlim=(last / 100, last), ylim=(shown.min(), shown.max()))
     inset.tick_params(labelsize="small")
     axes.set(ylabel="entropy (nats)", title=f"Estimate, {len(running.values)} runs")
-    axes.legend(loc="lower right")
+    axes.set_ylim(min(axes.get_ylim()[0], 2 * exact - axes.get_ylim()[1]))  # room for the legend
 
 
 def _plot_interval(axes, running, color, label):
@@ -635,16 +641,14 @@ def _plot_interval(axes, running, color, label):
 
 
 def _plot_errors(axes, running, exact):
-    from drawing import GRAY, ORANGE
+    from drawing import BROWN, GRAY
 
     counts, errors = running.counts, running.values - exact
     deviation = _root_mean_square(running.standard_errors[:, -1]) * np.sqrt(counts[-1])
-    predicted = rf"predicted: {deviation:.2f} / $\sqrt{{N}}$"
-    axes.loglog(counts, np.abs(errors).T, color=GRAY, linewidth=0.7, alpha=0.7)
-    axes.loglog(counts, _root_mean_square(errors), color=ORANGE, label="root mean square of the runs")
-    axes.loglog(counts, deviation / np.sqrt(counts), color="black", linestyle="--", label=predicted)
+    axes.loglog(counts, np.abs(errors).T, color=GRAY, linewidth=0.7, alpha=0.7)[0].set_label(f"{len(errors)} runs")
+    axes.loglog(counts, _root_mean_square(errors), color=BROWN, label="their root mean square")
+    axes.loglog(counts, deviation / np.sqrt(counts), "k--", label=rf"predicted: {deviation:.2f} / $\sqrt{{N}}$")
     axes.set(ylabel="absolute error (nats)", title="Error against quadrature")
-    axes.legend(loc="lower left")
 
 
 def _root_mean_square(values):

@@ -95,7 +95,8 @@ def _draw_decoded_plane(axes, model, images):
     if images is not None:
         codes = encode_means(model, evenly_spaced(images, IMAGES))
         axes.scatter(*codes.T, s=5, color=ORANGE, linewidths=0)
-        title += f"\nand the codes of {len(codes):,} test images (orange)"
+        outside = np.count_nonzero((np.abs(codes) > PLANE_EDGE).any(axis=1))
+        title += f"\nand the codes of {len(codes):,} test images (orange; {outside:,} of them outside)"
     axes.set(xlim=edges, ylim=edges, xlabel="$z_1$", ylabel="$z_2$")
     axes.set_title(title, fontsize="medium")
 

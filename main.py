@@ -128,7 +128,7 @@ def draw_stages(run, checkpoint, stages, maps, dataset, settings):
         model = model_at(checkpoint, stage).to(choose_device(settings.device))
         folder = Path(settings.figures) / run.name / stage
         when = f"{STAGES[stage]} of training (iteration {iteration:,})"
-        title = dataset.noted(f"{run.architecture}, z = {run.latent_dim}, {when}")
+        title = dataset.noted(f"{run.architecture}, K = {run.latent_dim}, {when}")
         plot_latent_traversal(model, folder / "latent_traversal.png", test_images, title, order)
         plot_prior_samples(model, folder / "prior_samples.png", title=title)
         plot_elbo_curve(history, folder / "ELBO_Curve.png", test_elbo, iteration, title)

@@ -6,9 +6,9 @@ import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE, trustworthiness
 from sklearn.model_selection import KFold, cross_val_score
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neighbors import KernelDensity, KNeighborsClassifier
 
-from drawing import PALETTE, Line2D, draw_prior_circles, figure_file, withStroke
+from drawing import Line2D, draw_prior_circles, figure_file, to_rgb, withStroke
 from mnist import evenly_spaced
 from runs import draw_checkpoint
 from train import encode_means
@@ -19,9 +19,10 @@ PERPLEXITY = 30.0
 ITERATIONS = 500  # half of scikit-learn's default
 IMAGES = 2000  # test images drawn by the script
 LIMIT = 4.0  # edge of the plane of codes, the same at every stage; standard deviations of the prior
-# An order that keeps 3, 5, 8 and 4, 9 at least 58 units of CIELAB apart, also to readers without red or green cones
-# (simulated after Machado et al. 2009).
-DIGIT_COLORS = np.array([PALETTE[k] for k in (1, 7, 8, 2, 3, 9, 5, 0, 4, 6)])
+LABEL_DISTANCE = 0.05  # least, between two classes' labels; share of a panel's width
+# Found by search: any two are at least 46 units of CIELAB apart, 27 to readers without red cones and 20 to readers
+# without green ones (simulated after Machado et al. 2009); 3, 5, 8 and 4, 7, 9 at least 75 to all of them.
+DIGIT_COLORS = np.array([*map(to_rgb, ["#67e", "#e09", "#900", "k", "#075", "#0cf", "#fa9", "#109", "#a70", "#ad0"])])
 
 
 class Embedding(NamedTuple):
@@ -84,11 +85,7 @@ def plot_tsne(model, images, labels, path, seed=0, title="", embedding=None):
     rating = f"{NEIGHBOURS}-NN accuracy {embedding.knn_accuracy:.3f}, trustworthiness {embedding.trustworthiness:.3f}"
     with figure_file(path, (0.8 + 5.2 * panels, 5.6), title) as figure:
         axes, *plane = figure.subplots(1, panels, squeeze=False)[0]
-        _scatter(axes, embedding.points, labels, seed)
-        for digit in np.unique(labels):  # ten colours are too many to tell apart by all readers
-            at = np.median(embedding.points[labels == digit], axis=0)
-            outline = [withStroke(linewidth=3, foreground="white")]
-            axes.text(*at, str(digit), fontsize="x-large", weight="bold", path_effects=outline)
+        _scatter(axes, embedding.points, labels, seed, np.ptp(embedding.points, axis=0).max())
         axes.set_title(f"t-SNE of {len(labels):,} codes\n{rating}", fontsize="medium")
         axes.set(xticks=[], yticks=[])  # its units mean nothing
         axes.set_aspect("equal", adjustable="datalim")
@@ -100,19 +97,27 @@ def plot_tsne(model, images, labels, path, seed=0, title="", embedding=None):
 
 
 def _draw_codes(axes, codes, labels, seed):
-    _scatter(axes, codes, labels, seed)
+    inside = (np.abs(codes) <= LIMIT).all(axis=1)
+    _scatter(axes, codes[inside], labels[inside], seed, 2 * LIMIT)
     draw_prior_circles(axes, color="black", linewidth=0.8)
-    outside = (np.abs(codes) > LIMIT).any(axis=1).sum()
-    more = f" ({outside:,} more outside)" if outside else ""
-    title = f"the codes themselves, posterior means{more}\ncircles: 1, 2, 3 standard deviations of the prior"
+    title = f"posterior means ({(~inside).sum():,} more outside)\ncircles: 1, 2, 3 standard deviations of the prior"
     axes.set_title(title, fontsize="medium")
     axes.set(xlim=(-LIMIT, LIMIT), ylim=(-LIMIT, LIMIT), aspect="equal", xlabel="$\\mu_1$", ylabel="$\\mu_2$")
 
 
-def _scatter(axes, points, labels, seed):
-    """Draw points in the colours of their classes, in random order so that no class lies on top."""
-    order = np.random.default_rng(seed).permutation(len(points))
+def _scatter(axes, points, labels, seed, width):
+    """Draw points in the colours of their classes, and each class's label where it is densest in a panel that wide."""
+    order = np.random.default_rng(seed).permutation(len(points))  # so that no class lies on top
     axes.scatter(*points[order].T, s=7, c=DIGIT_COLORS[labels[order]], linewidths=0)
+    taken = np.empty((0, 2))
+    classes = {digit: points[labels == digit] for digit in np.unique(labels)}
+    for digit, own in sorted(classes.items(), key=lambda item: item[1].std()):  # the narrowest has least choice
+        density = KernelDensity(bandwidth=0.03 * width or 1.0).fit(own).score_samples(own)
+        free = np.linalg.norm(own[:, None] - taken, axis=2).min(axis=1, initial=np.inf).clip(max=LABEL_DISTANCE * width)
+        at = own[np.lexsort([density, free])[-1]]
+        taken = np.vstack([taken, at])
+        text = axes.text(*at, str(digit), ha="center", va="center", size="large", weight="bold")
+        text.set_path_effects([withStroke(linewidth=4, foreground="white")])
 
 
 def _draw(model, data, **at):

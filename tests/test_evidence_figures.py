@@ -3,20 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from conftest import assert_equal_weights, make
-from PIL import Image
+from conftest import make
 from scipy.stats import chi
 
-from config import TrainConfig
 from evidence import figures
 from evidence.experiments import fit_code_mixture
 from evidence.figures import COLORS, GAP, STEPS
-from evidence.film import Frame, frame_iterations, record, write_film
 from evidence.pages import over_seeds
 from evidence.posterior import draw_codes, sample_mixture
-from latent_traversal import decode_plane
 from sample_from_prior import sample_prior
-from train import calibrated_sigma, decode, encode_means, evaluate, hold_out, seeded, train
+from train import decode, encode_means
 
 SIZES = (1, 16, 32, 64)
 
@@ -177,38 +173,3 @@ def test_contours_hold_as_many_of_the_codes_as_the_circles_hold_of_the_prior(few
     assert held == pytest.approx([chi.cdf(radius, 2) for radius in (1, 2, 3)], abs=0.01)
     (curve,) = lengths.lines
     assert np.allclose(curve.get_ydata(), chi.pdf(curve.get_xdata(), 5))
-
-
-# ------------------------------------------------------------------------------------------------------------- film
-
-
-@pytest.mark.parametrize("total", [1, 7, 40, 41, 348, 4600, 100_000])
-def test_frames_are_distinct_iterations_from_the_first_to_the_last_on_a_log_scale(total):
-    chosen = frame_iterations(total)
-    assert len(chosen) == min(40, total)
-    assert (chosen[0], chosen[-1]) == (1, total)
-    steps = np.diff(chosen)
-    assert (steps > 0).all()
-    assert (np.diff(steps) >= -1).all()  # they grow, but for rounding
-
-
-def test_recording_leaves_the_training_as_it_is_bit_by_bit(few):
-    config = TrainConfig(epochs=1, batch_size=64)
-    plain, recorded = make(), make()
-    train(plain, few.train_images, config)
-    frames = record(recorded, few, config)
-    assert_equal_weights(plain, recorded)
-    assert [frame.iteration for frame in frames] == [*range(1, 10)]  # batches of 540 images
-    assert np.array_equal(frames[-1].plane[:28, :28], decode_plane(recorded)[0, 0])
-    with seeded(0):
-        recorded.sigma.fill_(calibrated_sigma(recorded, hold_out(few.train_images)[1]))
-    assert frames[-1].elbo == evaluate(recorded, few.test_images)["elbo"]
-
-
-def test_film_holds_every_frame_and_the_last_one_longest(tmp_path):
-    rng = np.random.default_rng(0)
-    write_film([Frame(iteration, -100.0, rng.random((56, 56))) for iteration in (1, 3, 9)], tmp_path / "film.gif")
-    with Image.open(tmp_path / "film.gif") as film:
-        assert (film.format, film.n_frames, film.info["loop"]) == ("GIF", 3, 0)
-        durations = [film.seek(number) or film.info["duration"] for number in range(3)]
-    assert durations == [200, 200, 3000]

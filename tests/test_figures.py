@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from conftest import make
 from matplotlib import rc_context, rcParams
 from PIL import Image
 
@@ -16,7 +17,7 @@ from latent_traversal import STEPS, decode_plane, dimension_kl, plot_latent_trav
 from runs import Run
 from sample_from_prior import plot_prior_samples, sample_prior
 from train import decode, encode_means, plot_elbo_curve, plot_elbo_curves, seeded
-from tsne import LIMIT, Embedding, embed, plot_tsne
+from tsne import DIGIT_COLORS, LABEL_DISTANCE, LIMIT, Embedding, embed, plot_tsne
 
 NO_MATHEMATICS = "of $\\a user's$ own"  # as a formula it cannot be set
 MATPLOTLIBRC = {"image.origin": "lower", "text.usetex": True, "font.size": 30.0, "axes.facecolor": "red"}
@@ -83,6 +84,18 @@ def test_figure_is_a_png_of_its_size_whose_few_colours_show_what_all_do(tmp_path
     assert (tmp_path / "few").stat().st_size < 2 / 3 * (tmp_path / "all").stat().st_size
 
 
+def test_class_has_the_same_shade_in_every_figure(tmp_path):
+    """However many other colours there are."""
+    rng = np.random.default_rng(0)
+    for colors in ("hsv", "gray"):
+        with figure_file(tmp_path / "a", (4, 3)) as figure:
+            axes = figure.subplots()
+            axes.scatter(*rng.normal(size=(2, 3000)), c=rng.random(3000), cmap=colors, alpha=0.5)
+            axes.scatter(rng.normal(size=300), rng.normal(size=300), c=np.tile(DIGIT_COLORS, (30, 1)))
+        found = {tuple(color) for _, color in Image.open(tmp_path / "a").convert("RGB").getcolors(256)}
+        assert {tuple(color) for color in np.rint(255 * DIGIT_COLORS).astype(int)} <= found
+
+
 @pytest.mark.parametrize("gap", [0, 1, 2])
 def test_mosaic_has_white_lines_between_images_in_grey_or_in_colours(gap):
     images = np.random.default_rng(0).random((3, 2, 28, 28, 3))
@@ -126,13 +139,18 @@ def test_plane_has_the_first_code_to_the_right_and_the_second_upwards(model, dat
     decoded = model.decode(torch.tensor(codes).float()).view(3, 3, 28, 28)
     torch.testing.assert_close(decode_plane(model, side=3), decoded)
     images = dataset.test_images[:50]
+    edge = 3 * 20 / 19  # the first and the last of 20 digits have their middle at 3
+    model.encoder[-1].bias[0] += edge - np.median(encode_means(model, images)[:, 0])  # so that some are outside
     plot_latent_traversal(model, tmp_path / "a.png", images)
     axes = drawn[0].axes[1]
     (picture,), (dots,) = axes.images, axes.collections
     assert np.array_equal(picture.get_array(), mosaic_of(decode_plane(model)))
-    edge = 3 * 20 / 19  # the first and the last of 20 digits have their middle at 3
     assert picture.get_extent() == pytest.approx([-edge, edge, -edge, edge])
-    assert np.allclose(dots.get_offsets(), encode_means(model, images))
+    codes = encode_means(model, images)
+    assert np.allclose(dots.get_offsets(), codes)
+    outside = (np.abs(codes) > edge).any(axis=1).sum()
+    assert 0 < outside < 50
+    assert f"orange; {outside} of them outside" in axes.get_title()
     assert [circle.get_radius() for circle in axes.patches] == [1, 2, 3]
 
 
@@ -197,8 +215,25 @@ def test_map_shows_every_code_in_the_colour_of_its_class(model, dataset, drawn, 
         assert axes.get_aspect() == 1
         assert not np.array_equal(dots.get_offsets(), points)  # no class on top of the others
         drawn_dots = {(*at, *color[:3]) for at, color in zip(dots.get_offsets(), dots.get_facecolors(), strict=True)}
-        assert drawn_dots == {(*at, *colors[digit]) for at, digit in zip(points, labels.tolist(), strict=True)}
+        inside = (np.abs(points) <= (np.inf if points is embedding.points else LIMIT)).all(axis=1)
+        expected = {(*at, *colors[digit]) for at, digit in zip(points[inside], labels[inside].tolist(), strict=True)}
+        assert drawn_dots == expected
+        assert {int(text.get_text()) for text in axes.texts} == set(labels[inside].tolist())
     assert f"accuracy {embedding.knn_accuracy:.3f}" in drawn[0].axes[0].get_title()
+
+
+def test_label_stands_on_a_point_of_its_class_where_it_is_densest_and_on_no_other_label(drawn, tmp_path):
+    """Two classes side by side have narrow parts far from their medians; a third has the same points as the first."""
+    rng = np.random.default_rng(0)
+    narrow, wide = rng.normal(0, 0.1, (60, 2)), rng.uniform(-10, 10, (40, 2))
+    points = np.concatenate([narrow + 8, wide, narrow - 8, wide, narrow + 8, wide])
+    labels = np.repeat([3, 5, 9], 100)
+    model = make(5)
+    plot_tsne(model, None, labels, tmp_path / "a.png", embedding=Embedding(points, points, 1.0, 1.0))
+    at = {int(text.get_text()): np.array(text.get_position()) for text in drawn[0].axes[0].texts}
+    assert all((points[labels == digit] == place).all(axis=1).any() for digit, place in at.items())
+    assert np.allclose([at[3], at[5]], [[8, 8], [-8, -8]], atol=0.3)
+    assert np.linalg.norm(at[9] - at[3]) > LABEL_DISTANCE * np.ptp(points, axis=0).max()
 
 
 @pytest.mark.parametrize("model", [2], indirect=True)

@@ -432,6 +432,27 @@ def test_single_gaussian_is_drawn_beside_the_mixture_in_the_panel_and_its_magnif
         assert np.array_equal(lines(axes)["$N_2$ alone, same seed"], expected)
 
 
+def test_estimate_of_the_report_is_drawn_with_its_95_percent_interval(figures):
+    for figure, gmm in zip(figures[1:], (BALANCED, DEGENERATE), strict=True):
+        estimate = mc_entropy(gmm, 5000)
+        interval = stats.norm.interval(0.95, estimate.value, estimate.standard_error)
+        for axes in (figure.axes[0], *figure.axes[0].child_axes):
+            ((_, _, (bar,)),) = axes.containers
+            np.testing.assert_allclose(bar.get_segments(), [[[5000, interval[0]], [5000, interval[1]]]], rtol=1e-5)
+
+
+def test_gap_is_drawn_between_the_bounds_that_prove_it_and_above_the_single_gaussian(figures):
+    entropies, _, gaps, _ = figures[2].axes
+    single = gaussian_entropy(COVARIANCES[SECOND])
+    assert set(next(y for label, y in lines(entropies).items() if label.startswith("$H(N_2)$"))) == {single}
+    assert set(lines(gaps)["$H(N_2)$"]) == {0}
+    assert set(lines(gaps)["quadrature: 1.298e-04"]) == {gap_by_quadrature(DEGENERATE, SECOND)}
+    (span,) = gaps.patches
+    bounds = np.subtract(gmm_entropy.entropy_bounds(DEGENERATE), single)
+    np.testing.assert_allclose(span.get_bbox().intervaly, bounds)
+    assert "4.0e-05 to 1.7e-04" in span.get_label()
+
+
 def test_gap_is_drawn_with_its_95_percent_interval_by_the_methods_that_can_see_it(figures):
     panel = figures[2].axes[2]
     assert "plain" not in lines(panel)
