@@ -19,6 +19,12 @@ from train import held_out_count
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 OPENED_AS = {"figures/README.md": "figures/index.html", "REPORT.md": "REPORT.html"}  # pages that there are as HTML too
+OPERATORS = {  # which latex2mathml takes for letters, or spaces otherwise than TeX
+    "<mi>log</mi>": '<mo lspace="0.17em" rspace="0.17em">log</mo>',
+    "<mi>&#x0007E;</mi>": "<mo>&#x0223C;</mo>",
+    "<mi>&#x02016;</mi>": '<mo lspace="0.28em" rspace="0.28em">&#x02016;</mo>',
+    '<mo stretchy="false">&#x0007C;</mo>': '<mo stretchy="false" lspace="0" rspace="0">&#x0007C;</mo>',
+}
 
 
 def new_results(settings, config, dataset, device, run_count):
@@ -123,7 +129,9 @@ def html_page(markdown):
 def mathml(latex, display):
     """Return a formula as MathML, `display` being "inline" or "block"."""
     math = convert(latex.strip(), display=display).replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "")
-    return math.replace("<mi>log</mi>", '<mo lspace="0.17em" rspace="0.17em">log</mo>')
+    for found, meant in OPERATORS.items():
+        math = math.replace(found, meant)
+    return math
 
 
 def _fence(renderer, tokens, place, options, env):

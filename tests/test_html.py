@@ -1,17 +1,26 @@
-"""The pages that open from a folder: REPORT.html and figures/index.html say and show what their Markdown does."""
+"""The pages that open from a folder: REPORT.html and figures/index.html show what their Markdown does; the plane."""
 
 import html
 import json
 import re
+from base64 import b64decode
 from html.parser import HTMLParser
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+import torch
+from conftest import make
+from PIL import Image
 
 import report
 from evidence.pages import report_html
+from evidence.plane import DIGITS, DIGITS_IN_A_ROW, write_plane
+from mnist import evenly_spaced
+from tsne import LIMIT
 
 ROOT = Path(__file__).parent.parent
 VOID = {"meta", "img", "br", "hr", "input", "link", "path", "circle"}
@@ -123,3 +132,35 @@ def test_name_of_the_users_is_plain_text():
     name = r"$a^$ of $\b$ <i> & *c* [d](e)"
     shown = report.html_page(report.gallery({**results, "dataset": {**results["dataset"], "name": name}}))
     assert f"Data: {html.escape(name)} (" in shown
+
+
+# ---- The plane of codes
+
+
+def test_plane_shows_what_models_decode_and_encode(tmp_path, dataset):
+    models = {"begin": make(seed=1), "end": make(seed=2)}
+    for name in "ab":
+        write_plane(models, dataset, tmp_path / name)
+    text = (tmp_path / "a").read_text(encoding="utf-8")
+    assert text == (tmp_path / "b").read_text(encoding="utf-8")
+    images = evenly_spaced(dataset.test_images, DIGITS)
+    for model, stage in zip(models.values(), json.loads(re.search(r"stages = (\[.*\]);", text)[1]), strict=True):
+        with torch.no_grad():
+            upper_right, codes = model.decode(torch.tensor([[LIMIT, LIMIT]]))[0, 0], model.encode(images)[0]
+        np.testing.assert_allclose(picture(stage["plane"])[:28, -28:], upper_right, atol=0.51 / 15)
+        np.testing.assert_allclose(np.reshape(stage["codes"], (-1, 2)) / 100, codes, atol=0.0051)
+    second_row = picture(re.search(r'digits = picture\("(.*?)"\)', text)[1])[28:56, :28]
+    np.testing.assert_allclose(second_row, images[DIGITS_IN_A_ROW, 0], atol=0.51 / 15)
+
+
+def picture(text):
+    return np.asarray(Image.open(BytesIO(b64decode(text))).convert("L")) / 255
+
+
+def test_committed_plane_is_one_small_file():
+    text = read("figures/evidence/plane.html")
+    found = Elements(text)
+    assert len(text) <= 1_500_000
+    assert found.all("img", "src") + found.all("script", "src") + found.all("link", "href") == [None]
+    assert "//" not in re.sub(r"[\w+/=]{1000,}| // .*$", "", text, flags=re.MULTILINE)
+    assert text.count('class="plane"') == 3
