@@ -102,9 +102,7 @@ def html_page(markdown):
     A picture alone in its paragraph is a figure, the paragraph after it its caption if that begins with "*Figure".
     """
     converter = MarkdownIt("commonmark").enable("table").use(anchors_plugin, max_level=4)
-    converter.use(
-        dollarmath_plugin, allow_space=False, allow_digits=False, renderer=lambda latex, _: mathml(latex, "inline")
-    )
+    converter.use(dollarmath_plugin, allow_space=False, allow_digits=False, renderer=lambda latex, _: mathml(latex))
     converter.add_render_rule("fence", _fence)
     converter.add_render_rule("image", _image)
     tokens = converter.parse(markdown)
@@ -114,19 +112,15 @@ def html_page(markdown):
         if token.type == "heading_open"
     ]
     body = converter.renderer.render(tokens, converter.options, {})
-    body = re.sub(
-        r'<p>(<a href="[^"]*"><img [^>]*></a>)</p>(?:\n<p>(<em>Figure.*?)</p>)?',
-        lambda found: f"<figure>{found[1]}<figcaption>{found[2] or ''}</figcaption></figure>",
-        body,
-        flags=re.DOTALL,
-    )
+    alone = r'(?s)<p>(<a href="[^"]*"><img [^>]*></a>)</p>(?:\n<p>(<em>Figure.*?)</p>)?'
+    body = re.sub(alone, r"<figure>\1<figcaption>\2</figcaption></figure>", body)
     body = body.replace("<table>", '<div class="table" tabindex="0"><table>').replace("</table>", "</table></div>")
     for name, opened in OPENED_AS.items():
         body = body.replace(f'href="{name}', f'href="{opened}')
     return page("page.html.j2", {"title": headings[0]["text"], "headings": headings[1:], "body": body})
 
 
-def mathml(latex, display):
+def mathml(latex, display="inline"):
     """Return a formula as MathML, `display` being "inline" or "block"."""
     math = convert(latex.strip(), display=display).replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "")
     for found, meant in OPERATORS.items():

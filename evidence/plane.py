@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from matplotlib.colors import to_hex
 from PIL import Image
+from torch.nn import functional
 
 from config import STAGES
 from drawing import mosaic
@@ -20,7 +21,7 @@ from tsne import DIGIT_COLORS, LIMIT
 FOLDER = Path(__file__).resolve().parent
 SIDE = 41  # decoded digits along each axis
 DIGITS = 1600  # test images whose codes are shown
-DIGITS_IN_A_ROW = 40
+IN_A_ROW = 40  # of the picture that holds them
 GREYS = 16
 
 
@@ -42,8 +43,10 @@ def write_plane(stages, dataset, path):
         "architecture": next(iter(stages.values())).architecture,
         "dataset": dataset.name,
         "labels": "".join(map(str, labels.tolist())),
-        "digits": _picture(_rows(images)),
-        "digits_in_a_row": DIGITS_IN_A_ROW,
+        "digits": _picture(
+            functional.pad(images, (0, 0) * 3 + (0, -len(images) % IN_A_ROW)).view(-1, IN_A_ROW, 28, 28)
+        ),
+        "digits_in_a_row": IN_A_ROW,
         "colors": [to_hex(color) for color in DIGIT_COLORS],
         "limit": LIMIT,
         "side": SIDE,
@@ -63,12 +66,6 @@ def _stage(name, model, images):
         "codes": np.rint(100 * codes).astype(int).flatten().tolist(),
         "outside": int((np.abs(codes) > LIMIT).any(axis=1).sum()),
     }
-
-
-def _rows(images):
-    """Arrange images (N, 1, 28, 28) in rows, the last one filled with black: (rows, columns, 28, 28)."""
-    black = torch.zeros(-len(images) % DIGITS_IN_A_ROW, *images.shape[1:])
-    return torch.cat([images, black]).view(-1, DIGITS_IN_A_ROW, 28, 28)
 
 
 def _picture(images):
