@@ -137,7 +137,8 @@ def collect(plan, dataset, settings):
         is its name without its seed; "judge" and "references": how good the judge of samples is, and what it says of
         real, blurred and averaged digits; "checks": for each main network and size the divergence from the prior of
         its mixture, and of draws from it that a mixture was fitted to again; "networks": parameters and multiply-adds
-        of each architecture and latent size; "images_per_second": what the benchmark has measured.
+        of each architecture and latent size; "images_per_second": what the benchmark has measured; "epoch_images": how
+        many are trained on in an epoch.
     """
     runs = list(dict.fromkeys(run for experiment in plan.values() for run in experiment))
     judge = SampleJudge(dataset)
@@ -160,6 +161,7 @@ def collect(plan, dataset, settings):
         "checks": {run.name: check for run, check in zip(first, checks, strict=True)},
         "networks": {run.group: describe_network(run.architecture, run.latent_dim) for run in first},
         "images_per_second": benchmarked(),
+        "epoch_images": len(hold_out(dataset.train_labels)[0]),
     }
 
 
@@ -343,10 +345,14 @@ def check_refit(run, dataset, settings):
 
 
 def benchmarked():
-    """Return the images a second that the last benchmark trained on: {"mlp, default precision": ...}."""
+    """Return how many images a second each network trained on in the last benchmark, and did so in float32.
+
+    {"conv": ..., "mlp": ..., "conv in float32": ..., "mlp in float32": ...}.
+    """
     page = BENCHMARK.read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (\w+, [\w ]+) \| ([\d,]+) images/s", page, flags=re.MULTILINE)
-    return {name: int(speed.replace(",", "")) for name, speed in rows}
+    rows = re.findall(r"^\| (conv|mlp), (default precision|float32) \| ([\d,]+) images/s", page, flags=re.MULTILINE)
+    names = {"default precision": "{}", "float32": "{} in float32"}
+    return {names[precision].format(network): int(speed.replace(",", "")) for network, precision, speed in rows}
 
 
 def describe_network(architecture, latent_dim):

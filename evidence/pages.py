@@ -71,6 +71,15 @@ def measured_in(experiment, evidence):
     return [run for run in evidence["runs"] if run["name"] in evidence["experiments"][experiment]]
 
 
+def budget_seconds(evidence):
+    """Return the measurements of the runs of some lengths, with "seconds" at the speed that the benchmark measured."""
+
+    def seconds(run):
+        return run["epochs"] * evidence["epoch_images"] / evidence["images_per_second"][run["architecture"]]
+
+    return [run | {"seconds": seconds(run)} for run in measured_in("budgets", evidence)]
+
+
 def places(results):
     """Return all that templates may name."""
     evidence, groups = results["evidence"], over_seeds(results["evidence"])
@@ -79,6 +88,7 @@ def places(results):
         runs = measured_in(name, evidence)
         names = dict.fromkeys(run["group"] for run in runs)
         experiments[name] = {"runs": runs, "groups": [groups[group] for group in names]}
+    experiments["budgets"]["runs"] = budget_seconds(evidence)
     return results | {"over_seeds": groups, "experiments": experiments}
 
 

@@ -167,7 +167,7 @@ def references(judge, dataset, samples):
         the pixels' principal components.
     """
     train = evenly_spaced(dataset.train_images, 10 * SAMPLES).flatten(1).numpy()
-    components = PCA(COMPONENTS, random_state=0).fit(train)
+    components = PCA(min(COMPONENTS, len(train)), random_state=0).fit(train)
     test_images = dataset.test_images
     real = test_images[evenly_chosen(len(test_images), min(SAMPLES, len(test_images) // 2))]
     neighbourhoods = Neighbourhoods(components.transform(real.flatten(1).numpy()))
@@ -175,6 +175,7 @@ def references(judge, dataset, samples):
     different = labels != labels.roll(1)
     kinds = [("test digits", judge.others, 0), ("training digits", evenly_spaced(dataset.train_images, SAMPLES), 0)]
     kinds += [("averages of two digits", ((judge.others + judge.others.roll(1, 0)) / 2)[different], 0)]
+    kinds += [("noise", torch.rand(judge.others.shape, generator=torch.Generator().manual_seed(0)), 0)]
     kinds += [("mixture samples", samples, 0)]
     kinds += [("test digits", blurred(judge.others, blur), blur) for blur in BLURS]
     kinds += [("mixture samples", blurred(samples, blur), blur) for blur in BLURS]
