@@ -138,18 +138,26 @@ def plot_rate_distortion(sizes, halves, sigmas, budgets, path, title=""):
     exchanged, among others; over fixed sigmas; over budgets of epochs.
     """
     exchanged = [group for group in halves if "-" in group["architecture"]]
-    lines = [(sizes, "latent_dim", "-", "K = {:g}", ""), (exchanged, "latent_dim", "-.", "K = {:g}", "")]
-    lines += [(sigmas, "sigma_rule", "--", "σ = {:g}", ", by fixed σ"), (budgets, "epochs", ":", "{:g}", ", by epochs")]
-    with figure_file(path, (10, 7), title) as figure:
-        axes = figure.subplots()
-        for groups, number, style, text, what in lines:
+    sizes, exchanged = (sorted(groups, key=itemgetter("latent_dim")) for groups in (sizes, exchanged))
+    panels = [
+        (sizes, "latent_dim", "numbers: K", exchanged, "D:"),
+        (sigmas, "sigma_rule", "numbers: σ; pale: over K", sizes, "-"),
+        (budgets, "epochs", "numbers: epochs, one seed; pale: over K", sizes, "-"),
+    ]
+    panels, keys = [panel for panel in panels if panel[0]], ("kl", "error")
+    with figure_file(path, (10, 5), title) as figure:
+        subplots = figure.subplots(1, len(panels))
+        for axes, (groups, number, label, others, style) in zip(subplots, panels, strict=True):
             for network in _networks(groups):
-                label = NAMES[network] + what
-                _draw_numbered(axes, _of(groups, network), ("kl", "error"), number, style, text, label=label)
-        _set_log_scale(axes, "y")
-        axes.set_xlabel("rate: KL(q(z|x) ‖ prior) (nats per image)")
-        axes.set_ylabel("distortion: reconstruction error (1000 × MSE per pixel)")
-        axes.legend(loc="upper right")
+                _draw_numbered(axes, _of(groups, network), keys, number)
+            _set_log_scale(axes, "y")
+            axes.autoscale(groups is sizes)
+            for network in _networks(others):
+                axes.plot(*_means(_of(others, network), keys), style, color=COLORS[network], markersize=5, alpha=0.6)
+            axes.set_title(label, fontsize="medium")
+            axes.set_xlabel("rate: KL (nats per image)")
+        subplots[0].set_ylabel("distortion: 1000 × MSE per pixel")
+        _name_networks(figure, sizes + exchanged, ncols=2, caption="mean")
 
 
 def plot_kl_spectrum(runs, path, title=""):
@@ -228,17 +236,22 @@ def _draw_spreads(subplots, panels, groups, place):
         axes.grid(alpha=0.3)
 
 
-def _draw_numbered(axes, groups, keys, number, style="-", text="{:g}", label=None):
+def _draw_numbered(axes, groups, keys, number, label=None):
     """Draw a line through the means of two keys of a network's groups, each point named by a number of the group's."""
     groups = sorted(groups, key=itemgetter(number))
-    places = [[group[key]["mean"] for group in groups] for key in keys]
+    places = _means(groups, keys)
     color = COLORS[groups[0]["architecture"]]
-    axes.plot(*places, style, color=color, label=label)
+    axes.plot(*places, color=color, label=label)
     box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": color}
     for group, *place in zip(groups, *places, strict=True):
-        axes.annotate(text.format(group[number]), place, ha="center", va="center", fontsize="x-small", bbox=box)
+        axes.annotate(f"{group[number]:g}", place, ha="center", va="center", fontsize="x-small", bbox=box)
     axes.margins(0.08)
     axes.grid(alpha=0.3, which="both")
+
+
+def _means(groups, keys):
+    """List the means over seeds of each key."""
+    return [[group[key]["mean"] for group in groups] for key in keys]
 
 
 def _set_log_scale(axes, name):
@@ -250,11 +263,11 @@ def _set_log_scale(axes, name):
     axis.set_minor_formatter("")
 
 
-def _name_networks(figure, groups, styles=()):
+def _name_networks(figure, groups, styles=(), ncols=5, caption="mean ± 1 standard deviation"):
     """Put a legend below the figure with the networks' colours and line styles, which are handles."""
     networks = [Line2D([], [], color=COLORS[name], linewidth=3, label=NAMES[name]) for name in _networks(groups)]
-    caption = f"mean ± 1 standard deviation over {groups[0]['elbo'].seeds} seeds"
-    figure.legend(handles=[*networks, *styles], loc="outside lower center", ncols=5, title=caption)
+    caption = f"{caption} over {groups[0]['elbo'].seeds} seeds"
+    figure.legend(handles=[*networks, *styles], loc="outside lower center", ncols=ncols, title=caption)
 
 
 def _in_black(axes):
