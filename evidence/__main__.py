@@ -59,7 +59,7 @@ def make_everything(settings, folder, pages):
     write_json(folder / "results.json", results)
 
     draw_figures(plan, results["evidence"], dataset, settings, folder)
-    experiments.film_plane(plan["main"], dataset, settings, folder)
+    experiments.show_plane(plan["main"], dataset, settings, folder)
     if pages:
         write_pages(pages, results)
     say(report.summary(results))

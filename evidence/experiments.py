@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from config import MAX_SEED, check
 from evidence.film import record, write_film
+from evidence.plane import write_plane
 from evidence.posterior import (
     divergence_from_prior,
     draw_codes,
@@ -191,10 +192,10 @@ def measure_main_run(run, dataset, settings):
     return run_results(checkpoint, stages)
 
 
-def film_plane(runs, dataset, settings, folder):
+def show_plane(runs, dataset, settings, folder):
     """Train a run with a plane of codes once more, and film it; with --resume, a film that is there stays.
 
-    It is the last of them, with the fully connected network, which is quicker.
+    It is the last of them, with the fully connected network, which is quicker. Its stages become a page to touch.
     """
     path = folder / "film.gif"
     settings = replace(settings, resume=settings.resume and path.exists())
@@ -207,6 +208,10 @@ def film_plane(runs, dataset, settings, folder):
     last = [run for run in runs if run.latent_dim == 2][-1:]
     calls = [delayed(remembered)("film", run, dataset, settings, partial(film, run)) for run in last]
     list(side_by_side(calls, settings))
+    for run in last:
+        checkpoint = read_checkpoint(checkpoint_path(run, settings))
+        stages = {stage: model_at(checkpoint, stage) for stage in checkpoint["stages"]}
+        write_plane(stages, dataset, folder / "plane.html")
 
 
 def planned_elsewhere(plan, dataset, settings):

@@ -1,5 +1,7 @@
 """`python -m evidence.pages`: REPORT.md and README.md from their templates here and figures/evidence/results.json.
 
+REPORT.html is REPORT.md with an appendix, for a browser and for paper.
+
 Besides the results, templates may name `over_seeds`, which summarises runs that differ only in their seed, as in
 `over_seeds.conv_z16.elbo.mean`, and `experiments`: the `runs` of each, and the summaries of their `groups`.
 """
@@ -8,8 +10,9 @@ import json
 from pathlib import Path
 from statistics import fmean, stdev
 
+from config import STAGES
 from files import write_text
-from report import page
+from report import html_page, page
 
 FOLDER = Path(__file__).resolve().parent
 PAGES = ("REPORT.md", "README.md")
@@ -83,6 +86,12 @@ def write_pages(folder, results):
     """Write the pages to `folder`; a place that a template names and the results lack is an error."""
     for name in PAGES:
         write_text(folder / name, page(f"{name}.j2", places(results), FOLDER))
+    write_text(folder / "REPORT.html", report_html((folder / "REPORT.md").read_text(encoding="utf-8"), results["runs"]))
+
+
+def report_html(report, runs):
+    """Return REPORT.md as HTML, with all figures of the runs, {name: ...}, in an appendix."""
+    return html_page(report + page("appendix.md.j2", {"runs": runs, "stages": STAGES}, FOLDER))
 
 
 def main():
