@@ -11,22 +11,14 @@ import numpy as np
 from scipy.stats import chi
 
 from drawing import BLUE, BROWN, ORANGE, PURPLE, Circle, Line2D, figure_file
-from evidence.digits import (
-    NAMES,
-    plot_digits_by_model,
-    plot_interpolation,
-    plot_nearest,
-    plot_networks,
-    plot_outliers,
-    plot_traversal_from_digit,
-)
+from evidence import digits
+from evidence.digits import NAMES
 from evidence.experiments import fit_code_mixture, trained_model
 from evidence.pages import CARRYING, measured_in, over_seeds
 from evidence.posterior import draw_codes
 
 COLORS = {"conv": BLUE, "mlp": ORANGE, "conv-mlp": PURPLE, "mlp-conv": BROWN}
 STYLES = ("o-", "s--")
-SAMPLES = {"prior_samples": "samples from the prior", "mixture_samples": "samples from the mixture"}
 BLURRED = {"test digits": "black", "mixture samples": PURPLE}
 SPACES = {"coverage": "features", "pixel_coverage": "pixels"}
 RADII = (1, 2, 3)  # standard deviations of the prior
@@ -72,14 +64,9 @@ def plot_samples_as_digits(groups, references, path, title=""):
 
     `groups` are as in `plot_latent_sizes`, `references` as in `experiments.collect`.
     """
-    names = {
-        "recognised": "share recognised",
-        "coverage": "coverage",
-        "density": "density",
-        "frechet": "Fréchet distance",
-        "class_entropy": "entropy of the classes (nats)",
-    }
-    panels = {label: {f"{source}.{key}": what for source, what in SAMPLES.items()} for key, label in names.items()}
+    names = {"recognised": "share recognised", "coverage": "coverage", "density": "density"}
+    names |= {"frechet": "Fréchet distance", "class_entropy": "entropy of the classes (nats)"}
+    panels = {label: _of_samples(key) for key, label in names.items()}
     blurred = {images: [row for row in references if row["images"] == images] for images in BLURRED}
     with figure_file(path, (10, 9.2), title) as figure:
         *over_sizes, over_blur = figure.subplots(3, 2).flat
@@ -116,8 +103,8 @@ def plot_sigma_curve(groups, path, title=""):
     panels = {
         "ELBO with σ fitted afterwards (nats per image)": {"elbo_with_fitted_sigma": ""},
         "KL(q(z|x) ‖ prior) (nats per image)": {"kl": ""},
-        "share recognised": {f"{source}.recognised": what for source, what in SAMPLES.items()},
-        "coverage": {f"{source}.coverage": what for source, what in SAMPLES.items()},
+        "share recognised": _of_samples("recognised"),
+        "coverage": _of_samples("coverage"),
     }
     (calibrated,) = (group["sigma"]["mean"] for group in groups if group["sigma_rule"] == "calibrated")
     with figure_file(path, (10, 6), title) as figure:
@@ -126,8 +113,7 @@ def plot_sigma_curve(groups, path, title=""):
         for axes in subplots.flat:
             axes.axvline(calibrated, color="black", linestyle=":", label="calibrated σ")
             _set_log_scale(axes, "x")
-        for axes in subplots[1]:
-            axes.set_xlabel("σ in training")
+        figure.supxlabel("σ in training", fontsize="medium")
         figure.legend(handles=_in_black(axes), loc="outside lower center", ncols=3)
 
 
@@ -201,11 +187,15 @@ def plot_elbo_time(budgets, path, title=""):
     with figure_file(path, (8, 5), title) as figure:
         axes = figure.subplots()
         for network in _networks(budgets):
-            own = _of(budgets, network)
-            _draw_numbered(axes, own, ("train_seconds", "elbo"), "epochs", label=NAMES[network])
+            _draw_numbered(axes, _of(budgets, network), ("train_seconds", "elbo"), "epochs")
         _set_log_scale(axes, "x")
         axes.set(xlabel="training (seconds)", ylabel="test ELBO (nats per image)")
         axes.legend(loc="lower right", title="each point: a whole training\nof that many epochs")
+
+
+def _of_samples(key):
+    """Name a measurement of samples from the prior and of those from the mixture: a panel of `_draw_spreads`."""
+    return {"prior_samples." + key: "samples from the prior", "mixture_samples." + key: "samples from the mixture"}
 
 
 def _draw_over_sizes(subplots, panels, groups):
@@ -236,11 +226,11 @@ def _draw_spreads(subplots, panels, groups, place):
         axes.grid(alpha=0.3)
 
 
-def _draw_numbered(axes, groups, keys, number, label=None):
+def _draw_numbered(axes, groups, keys, number):
     """Draw a line through the means of two keys of a network's groups, each point named by a number of the group's."""
     groups = sorted(groups, key=itemgetter(number))
     places = _means(groups, keys)
-    color = COLORS[groups[0]["architecture"]]
+    color, label = (names[groups[0]["architecture"]] for names in (COLORS, NAMES))
     axes.plot(*places, color=color, label=label)
     box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": color}
     for group, *place in zip(groups, *places, strict=True):
@@ -370,23 +360,22 @@ def draw_figures(plan, evidence, dataset, settings, folder):
     network, dim = settings.architectures[0], plan["halves"][0].latent_dim
     own = {size: model for (name, size), model in models.items() if name == network}
     rows = {f"K = {size}": model for size, model in own.items()}
-    plot_digits_by_model(rows, dataset, folder / "digits_by_latent_size.png", note)
+    digits.plot_digits_by_model(rows, dataset, folder / "digits_by_latent_size.png", note)
     both = {name: models[name, dim] for name in settings.architectures}
-    plot_networks(both, dataset, folder / "networks.png", note)
-    plot_outliers(both, dataset, folder / "outliers.png", note)
+    digits.plot_networks(both, dataset, folder / "networks.png", note)
+    digits.plot_outliers(both, dataset, folder / "outliers.png", note)
     shown = {size: own[size] for size in settings.latent_dims}
     plot_aggregate_posterior(shown, dataset, folder / "aggregate_posterior.png", note)
-    plot_interpolation(own[dim], dataset, folder / "interpolation.png", note)
-    plot_traversal_from_digit(own[dim], dataset, folder / "traversal_from_digit.png", note)
-    plot_nearest(own[dim], dataset, folder / "samples_near.png", note)
+    digits.plot_interpolation(own[dim], dataset, folder / "interpolation.png", note)
+    digits.plot_traversal_from_digit(own[dim], dataset, folder / "traversal_from_digit.png", note)
+    digits.plot_nearest(own[dim], dataset, folder / "samples_near.png", note)
 
     fixed = [run for run in plan["sigma"] if run.config.seed == settings.seed]
     if fixed:
+        network = fixed[0].architecture
         rules = {f"σ = {run.config.sigma:g}": trained_model(run, settings) for run in fixed}
-        calibrated = models[fixed[0].architecture, fixed[0].latent_dim]
-        rules[f"calibrated: {calibrated.sigma.item():.2f}"] = calibrated
+        rules[f"calibrated: {models[network, dim].sigma.item():.2f}"] = models[network, dim]
         rules = dict(sorted(rules.items(), key=lambda rule: rule[1].sigma.item()))
-        plot_digits_by_model(rules, dataset, folder / "sigma.png", note)
-        kind = itemgetter("architecture", "latent_dim")
-        alike = [group for group in sizes if kind(group) == kind(sigmas[0])]
-        plot_sigma_curve(sigmas + alike, folder / "sigma_curve.png", note)
+        digits.plot_digits_by_model(rules, dataset, folder / "sigma.png", note)
+        sigmas += [group for group in _of(sizes, network) if group["latent_dim"] == dim]
+        plot_sigma_curve(sigmas, folder / "sigma_curve.png", note)

@@ -105,7 +105,9 @@ def test_samples_are_shown_beside_test_digits_and_blur_in_both_spaces(runs, draw
     figures.plot_samples_as_digits(summaries(runs), references, tmp_path / "a.png")
     *over_sizes, over_blur = drawn[0].axes
     for axes, key in zip(over_sizes, QUALITY, strict=True):
-        sources = [lambda run, source=source, key=key: run[source][key] for source in figures.SAMPLES]
+        sources = [
+            lambda run, source=source, key=key: run[source][key] for source in ("prior_samples", "mixture_samples")
+        ]
         assert_mean_and_deviation_shown(axes, runs, *sources)
         assert [references[0][key]] * 2 in [list(line.get_ydata()) for line in axes.lines]
     shown = [(rows, key) for rows in (references[:3], references[3:]) for key in ("coverage", "pixel_coverage")]
