@@ -149,7 +149,9 @@ def plot_traversal_from_digit(model, dataset, path, title=""):
                 axes.add_patch(Rectangle(corner, 30, 30, fill=False, color=ORANGE, linewidth=2, clip_on=False))
             values = [f"{value:g}".replace("-", "−") if k % 2 == 0 else "" for k, value in enumerate(grid)]
             _draw_labelled_rows(axes, rows, "", ["test\ndigit", *values])
-        figure.supxlabel("value of the dimension; framed: the digit's own code, with nothing moved", fontsize="medium")
+        figure.supxlabel(
+            "value of the dimension; framed: the digit's own, in place of the one nearest to it", fontsize="medium"
+        )
 
 
 def _digit(dataset, label, nth=0):

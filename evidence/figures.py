@@ -107,14 +107,15 @@ def plot_sigma_curve(groups, path, title=""):
         "coverage": _of_samples("coverage"),
     }
     (calibrated,) = (group["sigma"]["mean"] for group in groups if group["sigma_rule"] == "calibrated")
-    with figure_file(path, (10, 6), title) as figure:
-        subplots = figure.subplots(2, 2, sharex=True)
+    with figure_file(path, (10, 6.6), title) as figure:
+        subplots = figure.subplots(2, 2)
         _draw_spreads(subplots.flat, panels, groups, lambda group: group["sigma"]["mean"])
         for axes in subplots.flat:
             axes.axvline(calibrated, color="black", linestyle=":", label="calibrated σ")
             _set_log_scale(axes, "x")
-        figure.supxlabel("σ in training", fontsize="medium")
-        figure.legend(handles=_in_black(axes), loc="outside lower center", ncols=3)
+            axes.set_xlabel("σ in training")
+        what = f"{NAMES[groups[0]['architecture']]}, K = {groups[0]['latent_dim']}"
+        figure.legend(handles=_in_black(axes), loc="outside lower center", ncols=3, title=what)
 
 
 def plot_rate_distortion(sizes, halves, sigmas, budgets, path, title=""):
