@@ -11,17 +11,18 @@ from PIL import Image
 
 os.environ["MPLBACKEND"] = "agg"  # no window is opened; and a notebook's backend may not be installed here
 
-from matplotlib import color_sequences, style
+from matplotlib import color_sequences, colormaps, style
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Circle, Ellipse
+from matplotlib.patches import Circle, Ellipse, Rectangle
 from matplotlib.patheffects import withStroke
 
 from files import whole_file
 
-__all__ = ["Circle", "Ellipse", "Figure", "Line2D", "ScalarMappable", "to_rgb", "withStroke"]  # and what is below
+# And what is defined below.
+__all__ = ["Circle", "Ellipse", "Figure", "Line2D", "Rectangle", "ScalarMappable", "colormaps", "to_rgb", "withStroke"]
 
 DOTS_PER_INCH = 150
 SURFACE = 1e-3  # share of a figure's pixels above which a colour stays exactly what it is

@@ -1,90 +1,150 @@
-"""The evidence's pictures: what is measured at each latent size, and digits coded, drawn and joined by paths.
+"""The evidence's pictures: numbers over latent sizes, sigmas and budgets, and codes beside the prior.
 
-A colour stands for a network in every figure, a line style or a marker for whatever else differs.
+A colour stands for a network in every figure, a line style or a marker for whatever else differs. The pictures of
+digits are in digits.py; `draw_figures` makes all of them.
 """
 
 from functools import reduce
 from operator import getitem, itemgetter
 
 import numpy as np
-import torch
 from scipy.stats import chi
 
-from drawing import BLUE, ORANGE, Circle, Line2D, ScalarMappable, draw_mosaic, figure_file, mosaic_centres
+from drawing import BLUE, BROWN, ORANGE, PURPLE, Circle, Line2D, figure_file
+from evidence import digits
+from evidence.digits import NAMES
 from evidence.experiments import fit_code_mixture, trained_model
 from evidence.pages import CARRYING, measured_in, over_seeds
-from evidence.posterior import draw_codes, sample_mixture
-from mnist import CLASSES, evenly_spaced
-from sample_from_prior import sample_prior
-from train import decode, encode_means
+from evidence.posterior import draw_codes
 
-NAMES = {"conv": "convolutional", "mlp": "fully connected"}
-COLORS = {"conv": BLUE, "mlp": ORANGE}
-GAP = 2  # white pixels between digits
-DRAWN = 8  # samples in a row
-GREATEST_ERROR = 0.75  # pixel value at the ends of the errors' colours
-STEPS = 9  # digits of a path, its ends included
-PAIRS = {"different classes": ((0, 6), (3, 8), (4, 9), (1, 7)), "the same class": ((2, 2), (4, 4), (5, 5), (7, 7))}
+COLORS = {"conv": BLUE, "mlp": ORANGE, "conv-mlp": PURPLE, "mlp-conv": BROWN}
+STYLES = ("o-", "s--")
+BLURRED = {"test digits": "black", "mixture samples": PURPLE}
+SPACES = {"coverage": "features", "pixel_coverage": "pixels"}
 RADII = (1, 2, 3)  # standard deviations of the prior
+SPECTRUM_STYLES = ((":", "^"), ("--", "s"), ("-", "o"))
 WIDTHS = (2.4, 1.7, 1.0)  # points, of the lines that hold as much as is within each
 
 
 # ---- Numbers
 
 
-def plot_latent_sizes(groups, real, path, title=""):
+def plot_latent_sizes(groups, path, title=""):
     """Write how each measurement depends on the latent size, mean and standard deviation over seeds, to `path`.
 
     Parameters
     ----------
     groups : list of dict
         Of `pages.over_seeds`, one for each network and size, of calibrated sigma.
-    real : dict
-        "density" and "coverage" of real digits.
     path : path-like
         PNG file to write.
     title : str
     """
     panels = {
-        "ELBO (nats per image)": ("elbo", "train_elbo"),
-        "KL(q(z|x) ‖ prior) (nats per image)": ("kl",),
-        "reconstruction error (MSE per pixel)": ("reconstruction_mse",),
-        f"dimensions with more than {CARRYING} nats": ("carrying",),
-        "5-NN accuracy of codes (share)": ("code_knn_accuracy",),
-        "KL(q(z) ‖ prior) less the null check's (nats)": ("divergence.held_out",),
-        "coverage of samples": ("prior_samples.coverage", "mixture_samples.coverage"),
-        "density of samples": ("prior_samples.density", "mixture_samples.density"),
+        "ELBO (nats per image)": {"elbo": "test images", "train_elbo": "images trained on"},
+        "KL(q(z|x) ‖ prior) (nats per image)": {"kl": ""},
+        "reconstruction error (1000 × MSE per pixel)": {"error": ""},
+        f"dimensions with more than {CARRYING} nats": {"carrying": ""},
+        "5-NN accuracy of codes (share)": {"code_knn_accuracy": ""},
+        "KL(q(z) ‖ prior), two lower bounds (nats)": {
+            "prior_divergence.test_codes": "of a mixture fitted to codes",
+            "information_bound": "mean KL − log N",
+        },
     }
-    groups = sorted(groups, key=itemgetter("latent_dim"))
-    networks, sizes = _networks(groups), list(dict.fromkeys(group["latent_dim"] for group in groups))
-    with figure_file(path, (10, 10.5), title) as figure:
-        for axes, (label, keys) in zip(figure.subplots(4, 2, sharex=True).flat, panels.items(), strict=True):
-            for network, dodge in zip(networks, (0.97, 1.03), strict=False):  # or one curve would hide the other
-                own = [group for group in groups if group["architecture"] == network]
-                at = [dodge * group["latent_dim"] for group in own]
-                for key, style in zip(keys, ("o-", "s--"), strict=False):
-                    spreads = [reduce(getitem, key.split("."), group) for group in own]
-                    means, deviations = ([spread[part] for spread in spreads] for part in ("mean", "deviation"))
-                    axes.errorbar(at, means, deviations, fmt=style, color=COLORS[network], capsize=3, markersize=5)
+    with figure_file(path, (10, 9), title) as figure:
+        subplots = figure.subplots(3, 2, sharex=True)
+        _draw_over_sizes([*subplots.flat], panels, groups)
+        for axes in (subplots[0, 0], subplots[2, 1]):
+            axes.legend(handles=_in_black(axes), fontsize="small")
+        _name_networks(figure, groups)
+
+
+def plot_samples_as_digits(groups, references, path, title=""):
+    """Write what a classifier of digits, and its features, say of samples at each latent size to `path`.
+
+    `groups` are as in `plot_latent_sizes`, `references` as in `experiments.collect`.
+    """
+    names = {"recognised": "share recognised", "coverage": "coverage", "density": "density"}
+    names |= {"frechet": "Fréchet distance", "class_entropy": "entropy of the classes (nats)"}
+    panels = {label: _of_samples(key) for key, label in names.items()}
+    blurred = {images: [row for row in references if row["images"] == images] for images in BLURRED}
+    with figure_file(path, (10, 9.2), title) as figure:
+        *over_sizes, over_blur = figure.subplots(3, 2).flat
+        _draw_over_sizes(over_sizes, panels, groups)
+        for axes, key in zip(over_sizes, names, strict=True):
+            axes.axhline(blurred["test digits"][0][key], color="black", linestyle=":", label="test digits")
+        _set_log_scale(over_sizes[3], "y")
+        for images, rows in blurred.items():
+            for (key, space), style in zip(SPACES.items(), STYLES, strict=True):
+                points = sorted((row["blur"], row[key]) for row in rows)
+                over_blur.plot(*zip(*points, strict=True), style, color=BLURRED[images], label=f"{images}, in {space}")
+        over_blur.set_title("coverage, judged in two spaces", fontsize="medium")
+        over_blur.set_xlabel("standard deviation of a blur (pixels)")
+        over_blur.grid(alpha=0.3)
+        over_blur.legend(fontsize="small")
+        _name_networks(figure, groups, _in_black(over_sizes[0]))
+
+
+def plot_bound_gap(groups, path, title=""):
+    """Write by how much the importance-weighted bound exceeds the ELBO, over the latent size and over KL, to `path`."""
+    panel = {"importance-weighted bound − ELBO (nats per image)": {"gap": ""}}
+    with figure_file(path, (10, 4.2), title) as figure:
+        over_sizes, over_kl = figure.subplots(1, 2)
+        _draw_over_sizes([over_sizes], panel, groups)
+        for network in _networks(groups):
+            _draw_numbered(over_kl, _of(groups, network), ("kl", "gap"), "latent_dim")
+        over_kl.set_title("the same against KL; the numbers are K", fontsize="medium")
+        over_kl.set_xlabel("KL(q(z|x) ‖ prior) (nats per image)")
+        _name_networks(figure, groups)
+
+
+def plot_sigma_curve(groups, path, title=""):
+    """Write what depends on the decoder's sigma to `path`, for groups that differ in it, one of them calibrated."""
+    panels = {
+        "ELBO with σ fitted afterwards (nats per image)": {"elbo_with_fitted_sigma": ""},
+        "KL(q(z|x) ‖ prior) (nats per image)": {"kl": ""},
+        "share recognised": _of_samples("recognised"),
+        "coverage": _of_samples("coverage"),
+    }
+    (calibrated,) = (group["sigma"]["mean"] for group in groups if group["sigma_rule"] == "calibrated")
+    with figure_file(path, (10, 6.6), title) as figure:
+        subplots = figure.subplots(2, 2)
+        _draw_spreads(subplots.flat, panels, groups, lambda group: group["sigma"]["mean"])
+        for axes in subplots.flat:
+            axes.axvline(calibrated, color="black", linestyle=":", label="calibrated σ")
+            _set_log_scale(axes, "x")
+            axes.set_xlabel("σ in training")
+        what = f"{NAMES[groups[0]['architecture']]}, K = {groups[0]['latent_dim']}"
+        figure.legend(handles=_in_black(axes), loc="outside lower center", ncols=3, title=what)
+
+
+def plot_rate_distortion(sizes, halves, sigmas, budgets, path, title=""):
+    """Write the rate, KL, of all trainings against their distortion, the error of reconstruction, to `path`.
+
+    Each argument before `path` is a list of dicts of `pages.over_seeds`: over latent sizes; with encoder and decoder
+    exchanged, among others; over fixed sigmas; over budgets of epochs.
+    """
+    exchanged = [group for group in halves if "-" in group["architecture"]]
+    sizes, exchanged = (sorted(groups, key=itemgetter("latent_dim")) for groups in (sizes, exchanged))
+    panels = [
+        (sizes, "latent_dim", "numbers: K", exchanged, "D:"),
+        (sigmas, "sigma_rule", "numbers: σ; pale: over K", sizes, "-"),
+        (budgets, "epochs", "numbers: epochs, one seed; pale: over K", sizes, "-"),
+    ]
+    panels, keys = [panel for panel in panels if panel[0]], ("kl", "error")
+    with figure_file(path, (10, 5), title) as figure:
+        subplots = figure.subplots(1, len(panels))
+        for axes, (groups, number, label, others, style) in zip(subplots, panels, strict=True):
+            for network in _networks(groups):
+                _draw_numbered(axes, _of(groups, network), keys, number)
+            _set_log_scale(axes, "y")
+            axes.autoscale(groups is sizes)
+            for network in _networks(others):
+                axes.plot(*_means(_of(others, network), keys), style, color=COLORS[network], markersize=5, alpha=0.6)
             axes.set_title(label, fontsize="medium")
-            axes.set_xscale("log", base=2)
-            axes.set_xticks(sizes, [str(dim) for dim in sizes])
-            axes.grid(alpha=0.3)
-        *_, coverage, density = figure.axes
-        density.set_yscale("log", base=2)
-        density.yaxis.set_major_formatter("{x:g}")
-        for axes, value in ((coverage, real["coverage"]), (density, real["density"])):
-            axes.axhline(value, color="black", linestyle=":")
-            axes.set_xlabel("latent dimensions K")
-        handles = [Line2D([], [], color=COLORS[network], linewidth=3, label=NAMES[network]) for network in networks]
-        styles = {
-            "test images; samples from the prior": {"marker": "o"},
-            "images trained on; samples from the mixture": {"marker": "s", "linestyle": "--"},
-            "real digits": {"linestyle": ":"},
-        }
-        handles += [Line2D([], [], color="black", label=label, **style) for label, style in styles.items()]
-        caption = f"mean ± 1 standard deviation over {groups[0]['elbo'].seeds} seeds"
-        figure.legend(handles=handles, loc="outside lower center", ncols=3, title=caption)
+            axes.set_xlabel("rate: KL (nats per image)")
+        subplots[0].set_ylabel("distortion: 1000 × MSE per pixel")
+        _name_networks(figure, sizes + exchanged, ncols=2, caption="mean")
 
 
 def plot_kl_spectrum(runs, path, title=""):
@@ -97,164 +157,132 @@ def plot_kl_spectrum(runs, path, title=""):
     with figure_file(path, (10, 4.2), title) as figure:
         panels = figure.subplots(1, len(networks), sharex=True, sharey=True, squeeze=False)[0]
         for axes, network in zip(panels, networks, strict=True):
-            own = [run for run in runs if run["architecture"] == network]
-            for dim, style in zip(sorted({run["latent_dim"] for run in own})[-3:], (":", "--", "-"), strict=False):
+            own = _of(runs, network)
+            for dim, (style, marker) in zip(
+                sorted({run["latent_dim"] for run in own})[-3:], SPECTRUM_STYLES, strict=False
+            ):
                 alike = [run for run in own if run["latent_dim"] == dim]
                 spectra = np.array([sorted(run["kl_per_dimension"], reverse=True) for run in alike])
                 ranks, color = range(1, dim + 1), COLORS[network]
                 label = f"K = {dim}: {', '.join(str(_carrying(run)) for run in alike)}"
                 axes.plot(ranks, spectra.T, style, color=color, linewidth=0.7, alpha=0.6)
                 axes.plot(
-                    ranks, spectra.mean(0), style, marker="o", markevery=[-1], color=color, linewidth=2, label=label
+                    ranks, spectra.mean(0), style, marker=marker, markevery=[-1], color=color, linewidth=2, label=label
                 )
             axes.axhline(CARRYING, color="black", linewidth=1)
             axes.annotate(f"{CARRYING} nats", (1, CARRYING), (0, 3), textcoords="offset points")
             axes.set(yscale="log", title=NAMES[network], xlabel="dimension, in order of its KL")
             axes.grid(alpha=0.3)
             axes.yaxis.set_major_formatter("{x:g}")
-            axes.legend(loc="lower left", title=f"dimensions above\n{CARRYING} nats, by seed", fontsize="small")
+            axes.legend(
+                loc="lower left", title=f"dimensions above\n{CARRYING} nats, by seed", fontsize="small", handlelength=4
+            )
         panels[0].set_ylabel("KL of the dimension (nats per image)")
 
 
 def plot_elbo_time(budgets, path, title=""):
     """Write the test ELBO that annealed trainings of some lengths reach against their seconds to `path`.
 
-    `budgets` is a list of dicts of "architecture", "epochs", "train_seconds" and "elbo" (nats per image).
+    `budgets` are of `pages.over_seeds`, and differ in their epochs.
     """
     with figure_file(path, (8, 5), title) as figure:
         axes = figure.subplots()
         for network in _networks(budgets):
-            own = sorted((run for run in budgets if run["architecture"] == network), key=itemgetter("epochs"))
-            seconds, elbos = ([run[key] for run in own] for key in ("train_seconds", "elbo"))
-            axes.plot(seconds, elbos, "o-", color=COLORS[network], label=NAMES[network])
-            side = 1 if network == "conv" else -1  # below and above, where neither curve is
-            for run, *point in zip(own, seconds, elbos, strict=True):
-                offset = (9 * side, -10 * side)
-                axes.annotate(str(run["epochs"]), point, offset, textcoords="offset points", ha="center", va="center")
-        axes.set(xscale="log", xlabel="training (seconds)", ylabel="test ELBO (nats per image)")
-        axes.margins(0.08)
-        axes.xaxis.get_major_locator().set_params(subs=(1, 2, 5))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.grid(alpha=0.3, which="both")
-        axes.legend(loc="lower right", title="each point: a whole training,\nlabelled with its epochs")
+            _draw_numbered(axes, _of(budgets, network), ("train_seconds", "elbo"), "epochs")
+        _set_log_scale(axes, "x")
+        axes.set(xlabel="training (seconds)", ylabel="test ELBO (nats per image)")
+        axes.legend(loc="lower right", title="each point: a whole training\nof that many epochs")
 
 
-def _networks(runs):
-    """List the architectures of some runs in the order of their colours."""
-    return [name for name in COLORS if any(run["architecture"] == name for run in runs)]
+def _of_samples(key):
+    """Name a measurement of samples from the prior and of those from the mixture: a panel of `_draw_spreads`."""
+    return {"prior_samples." + key: "samples from the prior", "mixture_samples." + key: "samples from the mixture"}
+
+
+def _draw_over_sizes(subplots, panels, groups):
+    """Draw spreads over latent sizes."""
+    sizes = sorted({group["latent_dim"] for group in groups})
+    _draw_spreads(subplots, panels, groups, itemgetter("latent_dim"))
+    for axes in subplots:
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sizes, [str(dim) for dim in sizes])
+        if axes.get_subplotspec().is_last_row():
+            axes.set_xlabel("latent dimensions K")
+
+
+def _draw_spreads(subplots, panels, groups, place):
+    """Draw means and deviations over seeds at each group's place, for panels {label: {key: what its line shows}}."""
+    groups, networks = sorted(groups, key=place), _networks(groups)
+    dodges = (0.97, 1.03) if len(networks) == 2 else (1,)  # or one curve would hide the other
+    for axes, (label, keys) in zip(subplots, panels.items(), strict=True):
+        for network, dodge in zip(networks, dodges, strict=True):
+            own = _of(groups, network)
+            at = [dodge * place(group) for group in own]
+            for (key, what), style in zip(keys.items(), STYLES, strict=False):
+                spreads = [reduce(getitem, key.split("."), group) for group in own]
+                means, deviations = ([spread[part] for spread in spreads] for part in ("mean", "deviation"))
+                color = COLORS[network]
+                axes.errorbar(at, means, deviations, fmt=style, color=color, capsize=3, markersize=5, label=what)
+        axes.set_title(label, fontsize="medium")
+        axes.grid(alpha=0.3)
+
+
+def _draw_numbered(axes, groups, keys, number):
+    """Draw a line through the means of two keys of a network's groups, each point named by a number of the group's."""
+    groups = sorted(groups, key=itemgetter(number))
+    places = _means(groups, keys)
+    color, label = (names[groups[0]["architecture"]] for names in (COLORS, NAMES))
+    axes.plot(*places, color=color, label=label)
+    box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": color}
+    for group, *place in zip(groups, *places, strict=True):
+        axes.annotate(f"{group[number]:g}", place, ha="center", va="center", fontsize="x-small", bbox=box)
+    axes.margins(0.08)
+    axes.grid(alpha=0.3, which="both")
+
+
+def _means(groups, keys):
+    """List the means over seeds of each key."""
+    return [[group[key]["mean"] for group in groups] for key in keys]
+
+
+def _set_log_scale(axes, name):
+    """Give an axis, "x" or "y", a logarithmic scale with plain numbers at 1, 2 and 5 times the powers of ten."""
+    axes.set(**{f"{name}scale": "log"})
+    axis = getattr(axes, f"{name}axis")
+    axis.get_major_locator().set_params(subs=(1, 2, 5))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("")
+
+
+def _name_networks(figure, groups, styles=(), ncols=5, caption="mean ± 1 standard deviation"):
+    """Put a legend below the figure with the networks' colours and line styles, which are handles."""
+    networks = [Line2D([], [], color=COLORS[name], linewidth=3, label=NAMES[name]) for name in _networks(groups)]
+    caption = f"{caption} over {groups[0]['elbo'].seeds} seeds"
+    figure.legend(handles=[*networks, *styles], loc="outside lower center", ncols=ncols, title=caption)
+
+
+def _in_black(axes):
+    """Return legend handles for the line styles that the axes name, whatever network they are of."""
+    named = {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    lines = {label: getattr(handle, "lines", [handle])[0] for label, handle in named.items()}
+    return [
+        Line2D([], [], color="black", linestyle=line.get_linestyle(), marker=line.get_marker(), label=label)
+        for label, line in lines.items()
+    ]
+
+
+def _of(groups, network):
+    """Return those of an architecture."""
+    return [group for group in groups if group["architecture"] == network]
+
+
+def _networks(groups):
+    """List the architectures of some runs or groups in the order of their colours."""
+    return [name for name in COLORS if _of(groups, name)]
 
 
 def _carrying(run):
     return sum(nats > CARRYING for nats in run["kl_per_dimension"])
-
-
-# ---- Digits
-
-
-def plot_digits_by_latent_size(models, dataset, path, title=""):
-    """Write what models {K: VAE} make of the same test digits, and what they draw, to `path`: a row for each K."""
-    rows = _rows_of_models({f"K = {dim}": model for dim, model in models.items()}, _digits(dataset), dataset, DRAWN)
-    real = _digits(dataset), *evenly_spaced(dataset.test_images, 2 * DRAWN).split(DRAWN)
-    with _sheet(path, 0.4 + 0.35 * (1 + len(models)), title) as figure:
-        panels = figure.subplots(1, 3, width_ratios=[*map(len, real)])
-        for axes, digits, (label, own) in zip(panels, real, rows.items(), strict=True):
-            _draw_labelled_rows(axes, {"test digits": digits, **own}, label)
-        for axes in panels[1:]:
-            axes.set_yticks([])
-
-
-def plot_sigma(models, dataset, path, title=""):
-    """Write what models {name: VAE} that differ in sigma make of the same test digits, and what they draw."""
-    digits = torch.cat([_digits(dataset), _digits(dataset, 1)])
-    panels = _rows_of_models(models, digits, dataset, len(digits))
-    panels["reconstructions"] = {"test digits": digits, **panels["reconstructions"]}
-    with _sheet(path, 1.0 + 0.455 * sum(map(len, panels.values())), title) as figure:
-        subplots = figure.subplots(3, 1, height_ratios=[*map(len, panels.values())])
-        for axes, (label, rows) in zip(subplots, panels.items(), strict=True):
-            _draw_labelled_rows(axes, rows, label)
-
-
-def _rows_of_models(models, digits, dataset, drawn):
-    """Reconstruct digits by models {name: VAE} and draw samples from them: {what: {name: images (N, 1, 28, 28)}}."""
-    return {
-        "reconstructions": {name: _reconstruct(model, digits) for name, model in models.items()},
-        "samples from the prior": {name: sample_prior(model, drawn) for name, model in models.items()},
-        "samples from the mixture": {
-            name: sample_mixture(model, fit_code_mixture(model, dataset), drawn) for name, model in models.items()
-        },
-    }
-
-
-def plot_networks(models, dataset, path, title=""):
-    """Write what models {architecture: VAE} make of the same test digits, each one's error, and samples, to `path`."""
-    digits = torch.cat([_digits(dataset), _digits(dataset, 1)])[: 2 * DRAWN]
-    errors = ScalarMappable(cmap="RdBu_r")
-    errors.set_clim(-GREATEST_ERROR, GREATEST_ERROR)
-    reconstructions = {NAMES[name]: _reconstruct(model, digits) for name, model in models.items()}
-    differences = {
-        f"error, {name}": errors.to_rgba((images - digits).view(-1, 28).numpy()).reshape(-1, 28, 28, 4)[..., :3]
-        for name, images in reconstructions.items()
-    }
-    samples = {NAMES[name]: sample_prior(model, 2 * DRAWN) for name, model in models.items()}
-    with _sheet(path, 0.75 + 0.475 * (1 + 3 * len(models)), title) as figure:
-        above, below = figure.subplots(2, 1, height_ratios=(1 + 2 * len(models), len(models)))
-        _draw_labelled_rows(
-            above, {"test digits": digits, **reconstructions, **differences}, "the same test digits, reconstructed"
-        )
-        _draw_labelled_rows(
-            below, samples, "samples from the prior: the same draws of z, in two different latent spaces"
-        )
-        bar = figure.colorbar(errors, ax=[above, below], shrink=0.7, anchor=(0, 0.8), extend="both", pad=0.01)
-        bar.set_label("reconstruction − test digit (pixel value)")
-
-
-@torch.no_grad()
-def plot_interpolation(model, dataset, path, title=""):
-    """Write paths between pairs of test digits to `path`: straight in codes, then decoded, and straight in pixels."""
-    with _sheet(path, 4.4, title) as figure:
-        share = torch.linspace(0, 1, STEPS).view(-1, 1)
-        for axes, (label, pairs) in zip(figure.subplots(1, len(PAIRS)), PAIRS.items(), strict=True):
-            rows = {}
-            for first, last in pairs:
-                ends = torch.cat([_digit(dataset, first), _digit(dataset, last, nth=int(first == last))])
-                codes = torch.from_numpy(encode_means(model, ends))
-                rows[f"{first} → {last}, codes"] = decode(model, torch.lerp(codes[:1], codes[1:], share))
-                rows[f"{first} → {last}, pixels"] = torch.lerp(ends[:1], ends[1:], share.view(-1, 1, 1, 1))
-            _draw_labelled_rows(axes, rows, f"between digits of {label}")
-            axes.set_xticks(mosaic_centres(STEPS, GAP)[::2], ["0", "¼", "½", "¾", "1"])
-            axes.set_xlabel("share of the second digit's code or pixels")
-
-
-def _digit(dataset, label, nth=0):
-    """Return the nth test image of a class, shape (1, 1, 28, 28)."""
-    return dataset.test_images[dataset.test_labels == label][nth : nth + 1]
-
-
-def _digits(dataset, nth=0):
-    """Return the nth test image of every class, shape (10, 1, 28, 28)."""
-    return torch.cat([_digit(dataset, label, nth) for label in range(CLASSES)])
-
-
-def _reconstruct(model, images):
-    """Decode the posterior means of images (N, 1, 28, 28): images of the same shape."""
-    return decode(model, torch.from_numpy(encode_means(model, images)))
-
-
-def _sheet(path, height, title):
-    """Open a figure for rows of digits, as wide as a page and `height` inches high besides its title."""
-    return figure_file(path, (10, height + 0.3 * bool(title)), title)
-
-
-def _draw_labelled_rows(axes, rows, title):
-    """Draw labelled rows of images, {label: (N, 1, 28, 28) greys or (N, 28, 28, 3) colours}, as one mosaic."""
-    arrays = map(np.asarray, rows.values())
-    images = [row if row.shape[-1] == 3 else row.reshape(-1, 28, 28, 1).repeat(3, axis=-1) for row in arrays]
-    draw_mosaic(axes, np.stack(images), GAP)
-    axes.set_title(title, fontsize="medium")
-    axes.set_xticks([])
-    axes.set_yticks(mosaic_centres(len(rows), GAP), list(rows))
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
 
 
 # ---- Codes
@@ -316,21 +344,39 @@ def _draw_lengths(axes, codes, mixture, color):
 def draw_figures(plan, evidence, dataset, settings, folder):
     """Write the figures of a plan's runs, trained before, and of what `collect` measured of them, to `folder`."""
     note, runs = dataset.note, measured_in("sizes", evidence)
-    groups = [*over_seeds(evidence | {"runs": runs}).values()]
-    plot_latent_sizes(groups, evidence["real_digits"], folder / "latent_sizes.png", note)
+
+    def groups(experiment):
+        return [*over_seeds({"runs": measured_in(experiment, evidence)}).values()]
+
+    sizes, sigmas, budgets = groups("sizes"), groups("sigma"), groups("budgets")
+    plot_latent_sizes(sizes, folder / "latent_sizes.png", note)
+    plot_samples_as_digits(sizes, evidence["references"], folder / "samples_as_digits.png", note)
+    plot_bound_gap(sizes, folder / "bound_gap.png", note)
+    plot_rate_distortion(sizes, groups("halves"), sigmas, budgets, folder / "rate_distortion.png", note)
     plot_kl_spectrum(runs, folder / "kl_spectrum.png", note)
-    plot_elbo_time(measured_in("budgets", evidence), folder / "elbo_time.png", note)
+    plot_elbo_time(budgets, folder / "elbo_time.png", note)
 
     first = [run for run in plan["sizes"] if run.config.seed == settings.seed]
     models = {(run.architecture, run.latent_dim): trained_model(run, settings) for run in first}
-    network, dim = settings.architectures[0], settings.latent_dims[-1]
-    sizes = {size: model for (name, size), model in models.items() if name == network}
-    plot_digits_by_latent_size(sizes, dataset, folder / "digits_by_latent_size.png", note)
-    plot_networks({name: models[name, dim] for name in settings.architectures}, dataset, folder / "networks.png", note)
-    shown = {size: sizes[size] for size in settings.latent_dims}
+    network, dim = settings.architectures[0], plan["halves"][0].latent_dim
+    own = {size: model for (name, size), model in models.items() if name == network}
+    rows = {f"K = {size}": model for size, model in own.items()}
+    digits.plot_digits_by_model(rows, dataset, folder / "digits_by_latent_size.png", note)
+    both = {name: models[name, dim] for name in settings.architectures}
+    digits.plot_networks(both, dataset, folder / "networks.png", note)
+    digits.plot_outliers(both, dataset, folder / "outliers.png", note)
+    shown = {size: own[size] for size in settings.latent_dims}
     plot_aggregate_posterior(shown, dataset, folder / "aggregate_posterior.png", note)
-    plot_interpolation(sizes[dim], dataset, folder / "interpolation.png", note)
-    for fixed in plan["sigma"][:1]:
-        calibrated_too = models[fixed.architecture, fixed.latent_dim]
-        rules = {"calibrated σ": calibrated_too, f"σ = {fixed.config.sigma:g}": trained_model(fixed, settings)}
-        plot_sigma(rules, dataset, folder / "sigma.png", note)
+    digits.plot_interpolation(own[dim], dataset, folder / "interpolation.png", note)
+    digits.plot_traversal_from_digit(own[dim], dataset, folder / "traversal_from_digit.png", note)
+    digits.plot_nearest(own[dim], dataset, folder / "samples_near.png", note)
+
+    fixed = [run for run in plan["sigma"] if run.config.seed == settings.seed]
+    if fixed:
+        network = fixed[0].architecture
+        rules = {f"σ = {run.config.sigma:g}": trained_model(run, settings) for run in fixed}
+        rules[f"calibrated: {models[network, dim].sigma.item():.2f}"] = models[network, dim]
+        rules = dict(sorted(rules.items(), key=lambda rule: rule[1].sigma.item()))
+        digits.plot_digits_by_model(rules, dataset, folder / "sigma.png", note)
+        sigmas += [group for group in _of(sizes, network) if group["latent_dim"] == dim]
+        plot_sigma_curve(sigmas, folder / "sigma_curve.png", note)
