@@ -36,7 +36,7 @@ def plot_digits_by_model(models, dataset, path, title=""):
     panels = {
         "reconstructions": {name: _reconstruct(model, real[0]) for name, model in models.items()},
         "samples from the prior": {name: sample_prior(model, DRAWN) for name, model in models.items()},
-        "samples from the mixture": {
+        "samples from the code mixture": {
             name: sample_mixture(model, fit_code_mixture(model, dataset), DRAWN) for name, model in models.items()
         },
     }

@@ -14,7 +14,7 @@ from drawing import BLUE, BROWN, ORANGE, PURPLE, Circle, Line2D, figure_file
 from evidence import digits
 from evidence.digits import NAMES
 from evidence.experiments import fit_code_mixture, trained_model
-from evidence.pages import CARRYING, measured_in, over_seeds
+from evidence.pages import CARRYING, budget_seconds, measured_in, over_seeds
 from evidence.posterior import draw_codes
 
 COLORS = {"conv": BLUE, "mlp": ORANGE, "conv-mlp": PURPLE, "mlp-conv": BROWN}
@@ -98,26 +98,6 @@ def plot_bound_gap(groups, path, title=""):
         _name_networks(figure, groups)
 
 
-def plot_sigma_curve(groups, path, title=""):
-    """Write what depends on the decoder's sigma to `path`, for groups that differ in it, one of them calibrated."""
-    panels = {
-        "ELBO with σ fitted afterwards (nats per image)": {"elbo_with_fitted_sigma": ""},
-        "KL(q(z|x) ‖ prior) (nats per image)": {"kl": ""},
-        "share recognised": _of_samples("recognised"),
-        "coverage": _of_samples("coverage"),
-    }
-    (calibrated,) = (group["sigma"]["mean"] for group in groups if group["sigma_rule"] == "calibrated")
-    with figure_file(path, (10, 6.6), title) as figure:
-        subplots = figure.subplots(2, 2)
-        _draw_spreads(subplots.flat, panels, groups, lambda group: group["sigma"]["mean"])
-        for axes in subplots.flat:
-            axes.axvline(calibrated, color="black", linestyle=":", label="calibrated σ")
-            _set_log_scale(axes, "x")
-            axes.set_xlabel("σ in training")
-        what = f"{NAMES[groups[0]['architecture']]}, K = {groups[0]['latent_dim']}"
-        figure.legend(handles=_in_black(axes), loc="outside lower center", ncols=3, title=what)
-
-
 def plot_rate_distortion(sizes, halves, sigmas, budgets, path, title=""):
     """Write the rate, KL, of all trainings against their distortion, the error of reconstruction, to `path`.
 
@@ -188,7 +168,7 @@ def plot_elbo_time(budgets, path, title=""):
     with figure_file(path, (8, 5), title) as figure:
         axes = figure.subplots()
         for network in _networks(budgets):
-            _draw_numbered(axes, _of(budgets, network), ("train_seconds", "elbo"), "epochs")
+            _draw_numbered(axes, _of(budgets, network), ("seconds", "elbo"), "epochs")
         _set_log_scale(axes, "x")
         axes.set(xlabel="training (seconds)", ylabel="test ELBO (nats per image)")
         axes.legend(loc="lower right", title="each point: a whole training\nof that many epochs")
@@ -348,7 +328,8 @@ def draw_figures(plan, evidence, dataset, settings, folder):
     def groups(experiment):
         return [*over_seeds({"runs": measured_in(experiment, evidence)}).values()]
 
-    sizes, sigmas, budgets = groups("sizes"), groups("sigma"), groups("budgets")
+    sizes, sigmas = groups("sizes"), groups("sigma")
+    budgets = [*over_seeds({"runs": budget_seconds(evidence)}).values()]
     plot_latent_sizes(sizes, folder / "latent_sizes.png", note)
     plot_samples_as_digits(sizes, evidence["references"], folder / "samples_as_digits.png", note)
     plot_bound_gap(sizes, folder / "bound_gap.png", note)
@@ -378,5 +359,3 @@ def draw_figures(plan, evidence, dataset, settings, folder):
         rules[f"calibrated: {models[network, dim].sigma.item():.2f}"] = models[network, dim]
         rules = dict(sorted(rules.items(), key=lambda rule: rule[1].sigma.item()))
         digits.plot_digits_by_model(rules, dataset, folder / "sigma.png", note)
-        sigmas += [group for group in _of(sizes, network) if group["latent_dim"] == dim]
-        plot_sigma_curve(sigmas, folder / "sigma_curve.png", note)
