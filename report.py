@@ -115,6 +115,7 @@ def html_page(markdown):
     alone = r'(?s)<p>(<a href="[^"]*"><img [^>]*></a>)</p>(?:\n<p>(<em>Figure.*?)</p>)?'
     body = re.sub(alone, r"<figure>\1<figcaption>\2</figcaption></figure>", body)
     body = body.replace("<table>", '<div class="table" tabindex="0"><table>').replace("</table>", "</table></div>")
+    body = body.replace(" ± ", "&#160;±&#160;")  # which no line breaks
     for name, opened in OPENED_AS.items():
         body = body.replace(f'href="{name}', f'href="{opened}')
     return page("page.html.j2", {"title": headings[0]["text"], "headings": headings[1:], "body": body})

@@ -39,14 +39,13 @@ def write_plane(stages, dataset, path):
         HTML file to write; at most 1.5 MB, complete in itself.
     """
     images, labels = (evenly_spaced(part, DIGITS) for part in (dataset.test_images, dataset.test_labels))
+    whole_rows = functional.pad(images, (0, 0) * 3 + (0, -len(images) % IN_A_ROW))
     values = {
         "stages": [_stage(STAGES[stage], model, images) for stage, model in stages.items()],
         "architecture": next(iter(stages.values())).architecture,
         "dataset": dataset.name,
         "labels": "".join(map(str, labels.tolist())),
-        "digits": _picture(
-            functional.pad(images, (0, 0) * 3 + (0, -len(images) % IN_A_ROW)).view(-1, IN_A_ROW, 28, 28)
-        ),
+        "digits": _picture(whole_rows.view(-1, IN_A_ROW, 28, 28)),
         "digits_in_a_row": IN_A_ROW,
         "colors": [to_hex(color) for color in DIGIT_COLORS],
         "limit": LIMIT,

@@ -51,10 +51,11 @@ def page(name):
     return tree_of(read(name))
 
 
-def test_committed_page_is_its_markdown():
-    expected = report_html(read("REPORT.md"), runs_of("REPORT.html"))
-    assert read("REPORT.html") == expected, "run: python -m evidence.pages"
-    assert read("figures/index.html") == report.html_page(read("figures/README.md"))
+def test_committed_page_is_its_markdown(name):
+    markdown = read(PAGES[name][0])
+    made = report_html(markdown, runs_of(name)) if name == "REPORT.html" else report.html_page(markdown)
+    formula = r"(?s)<math.*?</math>"  # marked up otherwise by other versions of latex2mathml
+    assert re.sub(formula, "", read(name)) == re.sub(formula, "", made), "run: python -m evidence.pages"
 
 
 def test_every_picture_of_the_markdown_and_of_2_4_is_there_and_has_words(name, page):
