@@ -27,20 +27,15 @@ def _reduce(per_item, reduction):
     raise ValueError(f"reduction must be 'mean', 'sum' or 'none', not {reduction!r}")
 
 
-def _check_same_shape(**tensors):
-    """Refuse different shapes: broadcasting (B, 784) against (B, 1, 28, 28) would give a number, but a wrong one."""
+def _check(**tensors):
+    """Refuse what would give a number, but a wrong one: shapes that broadcast, and integers, whose squares wrap around.
+
+    For example 200 ** 2 is 64 in 8 bits, and (784,) minus (B, 784) has a shape, though not the one that was meant.
+    """
     (name, tensor), (other_name, other) = tensors.items()
-    if tensor.shape != other.shape:
-        raise ValueError(
-            f"{name} and {other_name} must have the same shape, not {tuple(tensor.shape)} and {tuple(other.shape)}"
-        )
-
-
-def _check_images(x, recon_x):
-    """Refuse different shapes, and integers, whose squares wrap around: 200 ** 2 is 64 in 8 bits."""
-    _check_same_shape(x=x, recon_x=recon_x)
-    if not (x.is_floating_point() and recon_x.is_floating_point()):
-        raise ValueError(f"x and recon_x must be floating-point numbers, not {x.dtype} and {recon_x.dtype}")
+    if tensor.shape != other.shape or not (tensor.is_floating_point() and other.is_floating_point()):
+        found = " and ".join(f"{value.dtype} {tuple(value.shape)}" for value in tensors.values())
+        raise ValueError(f"{name} and {other_name} must be floating-point numbers of the same shape, not {found}")
 
 
 def negative_log_likelihood(x, recon_x, sigma=1.0, reduction="mean"):
@@ -65,9 +60,7 @@ def negative_log_likelihood(x, recon_x, sigma=1.0, reduction="mean"):
     ValueError
         If the shapes differ, the images are integers, sigma is not one positive number, or the reduction is unknown.
     """
-    _check_images(x, recon_x)
-    if isinstance(sigma, torch.Tensor):
-        sigma = sigma.to(recon_x.device)  # in a step of its own: not every accelerator can convert on the way
+    _check(x=x, recon_x=recon_x)
     sigma = torch.as_tensor(sigma, dtype=recon_x.dtype, device=recon_x.device)
     if not (sigma.shape in {(), (1,)} and sigma > 0 and sigma.isfinite()):
         raise ValueError(f"sigma must be one positive, finite number, not {sigma.tolist()}")
@@ -97,31 +90,29 @@ def kl_diag_normal(mu, logvar, reduction="mean"):
     Raises
     ------
     ValueError
-        If the shapes differ or the reduction is unknown.
+        If the shapes differ or are none of these, the numbers are integers, or the reduction is unknown.
     """
     return _reduce(kl_per_dimension(mu, logvar).sum(-1), reduction)
 
 
 def kl_per_dimension(mu, logvar):
     """Each latent dimension's share of `kl_diag_normal`, in nats; same shape as mu, same errors."""
-    _check_same_shape(mu=mu, logvar=logvar)
+    _check(mu=mu, logvar=logvar)
+    if mu.ndim not in {1, 2}:
+        raise ValueError(f"mu and logvar must have shape (B, K) or (K,), not {tuple(mu.shape)}")
     # expm1(v) - v keeps its digits near v = 0, where 1 + v - e^v cancels: a collapsed dimension has a KL of about 0.
     return 0.5 * (mu.square() + torch.expm1(logvar) - logvar)
 
 
-def elbo_loss(x, recon_x, mu, logvar, sigma=1.0, reduction="mean", return_parts=False):
+def elbo_loss(x, recon_x, mu, logvar, sigma=1.0, reduction="mean"):
     """Negative ELBO: `negative_log_likelihood` plus `kl_diag_normal`, with their parameters and errors.
 
-    With recon_x decoded from one draw z ~ q(z|x) this is an unbiased estimate of the bound, in nats. With
-    `return_parts` it comes with its two terms, as a tuple (loss, nll, kl). Besides, mu and logvar that are not (B, K)
-    for the B images are a `ValueError`.
+    With recon_x decoded from one draw z ~ q(z|x) this is an unbiased estimate of the negative bound, in nats. mu and
+    logvar that are not (B, K) for the B images are a `ValueError` too.
     """
     if mu.ndim != 2 or len(mu) != len(x):
         raise ValueError(f"mu and logvar must be (B, K) for {len(x)} images, not {tuple(mu.shape)}")
-    nll = negative_log_likelihood(x, recon_x, sigma, reduction)
-    kl = kl_diag_normal(mu, logvar, reduction)
-    loss = nll + kl
-    return (loss, nll, kl) if return_parts else loss
+    return negative_log_likelihood(x, recon_x, sigma, reduction) + kl_diag_normal(mu, logvar, reduction)
 
 
 def optimal_sigma(x, recon_x):
@@ -135,7 +126,7 @@ def optimal_sigma(x, recon_x):
     ValueError
         If the shapes differ or the images are integers.
     """
-    _check_images(x, recon_x)
+    _check(x=x, recon_x=recon_x)
     return (x - recon_x).square().mean().sqrt()
 
 
@@ -178,12 +169,10 @@ def importance_weighted_log_likelihood(model, x, samples=1000, samples_at_once=2
 
 def _log_weights(model, x, mu, logvar, draws):
     """log p(x|z) + log p(z) - log q(z|x) for `draws` codes of each image, shape (draws, B)."""
-    repeated_mu = mu.repeat(draws, 1)
-    repeated_logvar = logvar.repeat(draws, 1)
-    z = model.reparameterize(repeated_mu, repeated_logvar)
-    epsilon = (z - repeated_mu) * torch.exp(-0.5 * repeated_logvar)
-    log_prior_over_posterior = 0.5 * (epsilon.square() + repeated_logvar - z.square()).sum(1)  # log 2 pi cancels
+    mu, logvar = mu.repeat(draws, 1), logvar.repeat(draws, 1)
+    z = model.reparameterize(mu, logvar)
+    epsilon = (z - mu) * torch.exp(-0.5 * logvar)
+    log_prior_over_posterior = 0.5 * (epsilon.square() + logvar - z.square()).sum(1)  # log 2 pi cancels
     recon_x = model.decode(z).flatten(1)
-    repeated_x = x.flatten(1).repeat(draws, 1)
-    nll = negative_log_likelihood(repeated_x, recon_x, model.sigma, reduction="none")
+    nll = negative_log_likelihood(x.flatten(1).repeat(draws, 1), recon_x, model.sigma, reduction="none")
     return (log_prior_over_posterior - nll).view(draws, len(x))

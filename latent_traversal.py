@@ -1,33 +1,24 @@
 """Item 2.4: what each latent dimension does, seen by moving it from -3 to +3 while the others stay at 0."""
 
-import numpy as np
 import torch
 
+from checkpoints import run_figure_script
 from drawing import BLUE, ORANGE, draw_mosaic, draw_prior_circles, figure_file, mosaic_centres
-from ELBO import kl_per_dimension
-from mnist import evenly_spaced
-from runs import draw_checkpoint
-from train import decode, encode_means
+from mnist import choose
+from train import decode, encode_means, evaluate
 
 STEPS = 11
-REACH = 3.0  # standard deviations of the prior
-PLANE_SIDE = 20  # digits
+REACH = 3  # standard deviations of the prior
+PLANE_SIDE = 15  # digits
 PLANE_EDGE = REACH * PLANE_SIDE / (PLANE_SIDE - 1)  # of the outermost digits, whose centres are at the reach
-IMAGES = 2000  # whose codes are shown, and over which a dimension's KL is averaged
+CODES = 500  # test images whose codes are shown in the plane
 
 
 def traverse(model):
-    """Decode the codes that are 0 but for one dimension, moved over -3..+3: images of shape (K, steps, 28, 28)."""
+    """Decode the codes that are 0 but for one dimension, moved over -3..+3: images of shape (K, STEPS, 28, 28)."""
     values = torch.linspace(-REACH, REACH, STEPS)
     z = torch.einsum("s,jk->jsk", values, torch.eye(model.latent_dim))
     return decode(model, z.flatten(0, 1)).view(model.latent_dim, STEPS, 28, 28)
-
-
-@torch.no_grad()
-def dimension_kl(model, images):
-    """Return each dimension's KL from the prior in nats, (K,), averaged over images (N, 1, 28, 28)."""
-    mu, logvar = model.encode(evenly_spaced(images, IMAGES).to(model.sigma.device))
-    return kl_per_dimension(mu, logvar).mean(0).cpu()
 
 
 def decode_plane(model, side=PLANE_SIDE):
@@ -40,10 +31,10 @@ def decode_plane(model, side=PLANE_SIDE):
     return decode(model, torch.stack([z1.flatten(), z2.flatten()], dim=1)).view(side, side, 28, 28)
 
 
-def plot_latent_traversal(model, path, images=None, title="", order=None):
+def plot_latent_traversal(model, path, images=None, title="", kl=None):
     """Write a traversal to `path`: a row for each latent dimension, its value on the axis below.
 
-    Where K = 2, the plane of codes is below it.
+    Where K = 2, the decoded plane of codes is below it.
 
     Parameters
     ----------
@@ -51,55 +42,37 @@ def plot_latent_traversal(model, path, images=None, title="", order=None):
     path : path-like
         PNG file to write.
     images : torch.Tensor, shape (N, 1, 28, 28), optional
-        If given, rows are labelled with and ordered by their dimension's KL over these images, the largest on top,
-        and the plane shows their codes.
+        Images whose codes the plane shows.
     title : str
-    order : sequence of int, optional
-        The dimensions from top to bottom, such as those of the training's end, so that each keeps its row.
+    kl : sequence of K floats, optional
+        Each dimension's KL from the prior in nats, as `evaluate` measures it, to stand beside its row; by default it is
+        measured on `images`, if there are any.
     """
-    dimensions = range(model.latent_dim)
-    labels = [f"$z_{{{k + 1}}}$" for k in dimensions]
-    heading = "one row per latent dimension"
-    if images is not None:
-        heading += ", with its KL from the prior"
-        kl = dimension_kl(model, images)
-        labels = [f"{label}  {nats:.2f} nats" for label, nats in zip(labels, kl.tolist(), strict=True)]
-        heading += ", in the order of the end" if order else ""
-        order = order or kl.argsort(descending=True).tolist()
-    heights = [0.58 * model.latent_dim]  # inches
-    if model.latent_dim == 2:
-        heights.append(7.3)
-    with figure_file(path, (8, 1.6 + sum(heights)), title) as figure:
-        figure.get_layout_engine().set(w_pad=0.2)  # inches; the layout takes the labels' mathematics for narrower
+    if kl is None and images is not None:
+        kl = evaluate(model, images)["kl_per_dimension"]
+    labels = [f"$z_{{{k + 1}}}$" for k in range(model.latent_dim)]
+    if kl is not None:
+        labels = [f"{label}  {nats:.2f}" for label, nats in zip(labels, kl, strict=True)]
+    heights = [0.31 * model.latent_dim] + [3.9] * (model.latent_dim == 2)  # inches
+    with figure_file(path, (4.5, 1.2 + sum(heights)), title) as figure:
         axes, *plane = figure.subplots(len(heights), height_ratios=heights, squeeze=False)[:, 0]
-        _draw_traversal(axes, traverse(model), list(order or dimensions), labels)
-        axes.set_title(heading, fontsize="medium")
+        draw_mosaic(axes, traverse(model), interpolation="nearest")
+        axes.set_xticks(mosaic_centres(STEPS)[:: STEPS // 2], [f"−{REACH}", "0", f"+{REACH}"])
+        axes.set_yticks(mosaic_centres(len(labels)), labels)
+        axes.set_xlabel("value of one dimension; others 0" + (" (left: its KL in nats)" if kl is not None else ""))
         if plane:
             _draw_decoded_plane(*plane, model, images)
-
-
-def _draw_traversal(axes, rows, order, labels):
-    draw_mosaic(axes, rows[order], interpolation="nearest")
-    axes.set_xticks(
-        mosaic_centres(STEPS), [f"{value:+.1f}" for value in np.linspace(-REACH, REACH, STEPS).round(6) + 0.0]
-    )
-    axes.set_yticks(mosaic_centres(len(order)), [labels[k] for k in order])
-    axes.set_xlabel("value of that dimension, the others at 0 (standard deviations of the prior)")
 
 
 def _draw_decoded_plane(axes, model, images):
     edges = (-PLANE_EDGE, PLANE_EDGE)
     draw_mosaic(axes, decode_plane(model), extent=edges * 2)
     draw_prior_circles(axes, color=BLUE, linestyle="--", linewidth=1.5)
-    title = "digits decoded over the plane; the prior's 1, 2 and 3 standard deviations (blue)"
     if images is not None:
-        codes = encode_means(model, evenly_spaced(images, IMAGES))
+        codes = encode_means(model, images[choose(len(images), CODES)])
         axes.scatter(*codes.T, s=5, color=ORANGE, linewidths=0)
-        outside = np.count_nonzero((np.abs(codes) > PLANE_EDGE).any(axis=1))
-        title += f"\nand the codes of {len(codes):,} test images (orange; {outside:,} of them outside)"
     axes.set(xlim=edges, ylim=edges, xlabel="$z_1$", ylabel="$z_2$")
-    axes.set_title(title, fontsize="medium")
 
 
 if __name__ == "__main__":
-    draw_checkpoint(__doc__, lambda model, data, **at: plot_latent_traversal(model, images=data.test_images, **at))
+    run_figure_script(__doc__, lambda model, data, *at: plot_latent_traversal(model, at[0], data.test.images, at[1]))

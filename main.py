@@ -1,139 +1,170 @@
-"""Makes everything that the assignment asks for: `python main.py`; `python main.py --help` says what it can be told.
+"""Run everything the assignment asks for: `python main.py`.
 
-Problem 1's figures; then for each network and latent size a VAE is trained, and at the beginning, the middle and the
-end of its training measured and shown in four ways; last the numbers (results.json) and the gallery (README.md).
+Problem 1 comes first. Then, for each network and latent size, a VAE is trained; at the beginning, the middle and the
+end of its training it is measured and drawn in four ways. Last come the joint learning curve, the numbers
+(results.json) and the gallery (README.md).
 """
 
+import argparse
+import os
+import signal
 import sys
+import threading
+import time
+from itertools import product
 from pathlib import Path
 
-from config import EXIT_INTERRUPTED, STAGES, check, parse_settings, say, user_errors_in_one_line
-from files import writing_alone_in
+os.environ["MPLBACKEND"] = "agg"  # matplotlib would not start where a notebook's is set and not installed
 
-PROJECT = Path(__file__).resolve().parent
+import joblib
+import torch
+from tqdm import tqdm
+
+import mnist
+import report
+import train
+from checkpoints import model_at, new_model, train_or_resume
+from drawing import run_title
+from files import errors_in_one_line, say
+from gmm_entropy import run_problem_1
+from latent_traversal import plot_latent_traversal
+from sample_from_prior import plot_prior_samples
+from tsne import knn_accuracy, plot_tsne
+from VAE import ARCHITECTURES
+
+SMALL_SET = 20_000  # fewer training images are overfitted: they are augmented, and trained on for longer
+TSNE_IMAGES = 2000  # test images in the maps
+IMPORTANCE_IMAGES = 500  # test images of the importance-weighted bound
 
 
-def main(arguments=None):
-    """Run the command line `arguments`, by default those of the process."""
-    settings = parse_settings(arguments)
-    finished = []
+def parse_arguments(arguments=None):
+    """Return the settings of a command line, by default that of the process."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    option = parser.add_argument
+    option("--dataset", default="MNIST", choices=mnist.NAMES, help="data set of Problem 2")
+    option("--data-root", default="data", type=Path, help="folder of the data set; missing files are downloaded to it")
+    option("--figures", default="figures", type=Path, help="folder for the figures, results.json and README.md")
+    option("--checkpoints", default="checkpoints", type=Path, help="folder for trained weights")
+    option("--epochs", type=number(int, 1), help=f"passes over the images; unset: 10, or 60 for fewer than {SMALL_SET}")
+    option("--batch-size", default=train.TrainConfig.batch_size, type=number(int, 1), help="images of a step")
+    option(
+        "--learning-rate", default=train.TrainConfig.learning_rate, type=number(float, 1e-9), help="peak learning rate"
+    )
+    option("--latent-dims", default=[2, 16], type=number(int, 1), nargs="+", help="numbers of latent dimensions")
+    option("--architectures", default=["conv", "mlp"], choices=ARCHITECTURES, nargs="+", help="networks")
+    option("--seed", default=0, type=number(int, 0), help="seed of all random numbers")
+    option("--device", default="auto", type=device, help="cpu, cuda, mps, ...; auto: an accelerator if there is one")
+    option("--offline", action="store_true", help="do not download anything")
+    option("--quick", action="store_true", help="a trial of everything on 1,000 images, in half a minute")
+    option("--resume", action="store_true", help="take over finished trainings with the same settings and data")
+    return parser.parse_args(arguments)
+
+
+def number(kind, least):
+    """Return a function that reads a number of that kind, `least` or more, for argparse."""
+
+    def read(text):
+        if not kind(text) >= least:  # a NaN is not
+            raise argparse.ArgumentTypeError(f"{text} is not {least} or more")
+        return kind(text)
+
+    return read
+
+
+def device(text):
+    """Return the torch device of that name, for argparse."""
+    if text == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
-        with user_errors_in_one_line("main.py"):
-            refuse_kept_folders(settings)
-            with writing_alone_in(settings.figures, settings.checkpoints):
-                make_everything(settings, finished)
-    except KeyboardInterrupt:
-        done = ", ".join(finished) or "nothing"
-        print(f"\nmain.py: interrupted; finished: {done}. The same command with --resume goes on.", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+        return torch.zeros(1, device=text).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise argparse.ArgumentTypeError(f"{text} is not available here") from error
 
 
-def refuse_kept_folders(settings):
-    """Raise `InputError` where the run would write over README.md beside this file, or among the evidence."""
-    evidence = PROJECT / "figures" / "evidence"
-    for name, folder in ("figures", settings.figures), ("checkpoints", settings.checkpoints):
-        path = Path(folder).resolve()
-        check(path != PROJECT and not path.is_relative_to(evidence), name, folder, "a folder that is free for it")
-
-
-def make_everything(settings, finished):
-    """Do the work in the assignment's order, and append to `finished` the name of each part that is done."""
-    # Imported here, since it takes seconds: wrong arguments and --help are answered before.
-    from joblib import delayed
-
-    import mnist
-    import report
-    from gmm_entropy import run_problem_1
-    from runs import Run, choose_device, side_by_side
-    from train import plot_elbo_curves
-
-    figures, scale = Path(settings.figures), settings.scale
-    device = choose_device(settings.device)
-    dataset = mnist.load(settings.data_root, settings.offline, settings.dataset_name)
-    dataset = dataset.first(scale.train_images, scale.test_images)
+def main(args):
+    """Do the work in the order of the assignment."""
+    report.check_folder(args.figures)
+    dataset = mnist.load(args.data_root, args.offline, args.dataset)
+    if args.quick:
+        dataset = mnist.Dataset(dataset.name, dataset.source, dataset.train.choose(1000), dataset.test.choose(200))
     say(dataset.describe())
-    config = settings.train_config(len(dataset.train_labels))
-    runs = [Run(architecture, dim, config) for architecture in settings.architectures for dim in settings.latent_dims]
-    results = report.new_results(settings, config, dataset, device, len(runs))
+    small = len(dataset.train.labels) < SMALL_SET
+    epochs = args.epochs or (5 if args.quick else 60 if small else 10)
+    config = train.TrainConfig(epochs, args.batch_size, args.learning_rate, augment=small, seed=args.seed)
 
-    results["gmm"] = run_problem_1(figures, settings.seed, scale.entropy_samples)
-    finished.append("Problem 1")
+    say("Problem 1: the entropy of a Gaussian mixture")
+    gmm = run_problem_1(args.figures, args.seed, 20_000 if args.quick else 1_000_000)
 
-    histories = {}
-    calls = [delayed(make_run)(run, line, dataset, settings) for line, run in enumerate(runs)]
-    for run, (checkpoint, stages) in zip(runs, side_by_side(calls, settings), strict=True):
-        results["runs"][run.name] = report.run_results(checkpoint, stages)
-        histories[run] = checkpoint["history"]
-        finished.append(run.name)
-    plot_elbo_curves(histories, figures / "ELBO_Curve.png", dataset.note)
+    say("Problem 2: variational autoencoders")
+    names = list(dict.fromkeys(product(args.architectures, args.latent_dims)))
+    jobs = min(len(names), joblib.cpu_count(only_physical_cores=True)) if args.device.type == "cpu" else 1
+    side_by_side = joblib.Parallel(jobs, return_as="generator")
+    calls = (joblib.delayed(make_run)(*name, dataset, config, args, os.getpid(), i) for i, name in enumerate(names))
+    runs, histories = {}, {}
+    for (architecture, latent_dim), (run, history) in zip(names, side_by_side(calls), strict=True):
+        title = run_title(architecture, latent_dim)
+        runs[f"{architecture}_z{latent_dim}"], histories[title] = run, history
+        say(f"{title}: test ELBO {run['test']['elbo']:.1f} nats, {run['train_seconds']:.0f} s of training")
+    train.plot_elbo_curves(histories, args.figures / "ELBO_Curve.png", dataset.note)
 
-    report.write(results, figures)
-    say(report.summary(results))
-
-
-def make_run(run, line, dataset, settings):
-    """Train a VAE, its progress in that line of the terminal, measure and draw it: its checkpoint and its stages."""
-    from runs import train_or_resume
-
-    checkpoint = train_or_resume(run, dataset, settings, line)
-    stages, maps = measure_stages(checkpoint, dataset, settings)
-    draw_stages(run, checkpoint, stages, maps, dataset, settings)
-    return checkpoint, stages
-
-
-def measure_stages(checkpoint, dataset, settings):
-    """Measure a VAE at the three stages of its training.
-
-    Returns
-    -------
-    stages : dict
-        For each stage its iteration, the model's sigma, "test" as `train.evaluate` returns it, and "tsne".
-    maps : dict
-        For each stage its `tsne.Embedding`.
-    """
-    from mnist import evenly_spaced
-    from runs import choose_device, model_at
-    from train import encode_means, evaluate
-    from tsne import embed
-
-    scale, test_images = settings.scale, dataset.test_images
-    images, labels = (evenly_spaced(part, scale.tsne_images) for part in (test_images, dataset.test_labels))
-    stages, maps = {}, {}
-    for stage, iteration in checkpoint["history"]["stages"].items():
-        model = model_at(checkpoint, stage).to(choose_device(settings.device))
-        importance_images = scale.importance_images if stage == "end" else 0
-        test = evaluate(model, test_images, importance_images, scale.importance_samples)
-        maps[stage] = found = embed(encode_means(model, images), labels.numpy())
-        rating = {"knn_accuracy": found.knn_accuracy, "trustworthiness": found.trustworthiness}
-        stages[stage] = {"iteration": iteration, "sigma": model.sigma.item(), "test": test, "tsne": rating}
-    return stages, maps
+    digits = dataset.test.choose(TSNE_IMAGES)
+    controls = {
+        "mean_image_elbo": train.mean_image_elbo(dataset.train.images, dataset.test.images),
+        "pixels_knn_accuracy": knn_accuracy(digits.images.flatten(1), digits.labels),
+    }
+    results = report.settings(args, dataset, config)
+    report.write(results | {"gmm": gmm, "controls": controls, "runs": runs}, args.figures)
 
 
-def draw_stages(run, checkpoint, stages, maps, dataset, settings):
-    """Write the four figures of each stage, measured before by `measure_stages`."""
-    from latent_traversal import plot_latent_traversal
-    from mnist import evenly_spaced
-    from runs import choose_device, model_at
-    from sample_from_prior import plot_prior_samples
-    from train import plot_elbo_curve
-    from tsne import plot_tsne
+def make_run(architecture, latent_dim, dataset, config, args, parent, line):
+    """Train a VAE, or take it over; at three stages of its training measure and draw it: its results and history."""
+    if os.getpid() != parent:
+        begin_worker(parent)
+    torch.set_num_threads(1)  # where the processors are busy, two threads are several times slower than one
+    name = f"{architecture}_z{latent_dim}"
+    path = args.checkpoints / f"{name}.pt"
+    checkpoint = train_or_resume(path, architecture, latent_dim, dataset, config, args.device, args.resume, line)
+    history, digits = checkpoint["history"], dataset.test.choose(TSNE_IMAGES)
 
-    history, test_images = checkpoint["history"], dataset.test_images
-    images, labels = (evenly_spaced(part, settings.scale.tsne_images) for part in (test_images, dataset.test_labels))
-    test_elbo = {stage: measured["test"]["elbo"] for stage, measured in stages.items()}
-    # At every stage as at the end, so that a dimension keeps its row.
-    kl = stages["end"]["test"]["kl_per_dimension"]
-    order = sorted(range(run.latent_dim), key=lambda k: -kl[k])
+    stages, test_elbo = {}, {}
     for stage, iteration in history["stages"].items():
-        model = model_at(checkpoint, stage).to(choose_device(settings.device))
-        folder = Path(settings.figures) / run.name / stage
-        when = f"{STAGES[stage]} of training (iteration {iteration:,})"
-        title = dataset.noted(f"{run.architecture}, K = {run.latent_dim}, {when}")
-        plot_latent_traversal(model, folder / "latent_traversal.png", test_images, title, order)
-        plot_prior_samples(model, folder / "prior_samples.png", title=title)
-        plot_elbo_curve(history, folder / "ELBO_Curve.png", test_elbo, iteration, title)
-        plot_tsne(model, images, labels, folder / "tsne.png", title=title, embedding=maps[stage])
+        model = model_at(checkpoint, stage).to(args.device)
+        test = train.evaluate(model, dataset.test.images, IMPORTANCE_IMAGES if stage == "end" else 0)
+        test_elbo[iteration] = test["elbo"]
+        folder = args.figures / name / stage
+        title = run_title(architecture, latent_dim, train.STAGES[stage], dataset.note)
+        plot_latent_traversal(model, folder / "latent_traversal.png", digits.images, title, test["kl_per_dimension"])
+        plot_prior_samples(model, folder / "prior_samples.png", args.seed, title)
+        tsne = plot_tsne(model, digits.images, digits.labels, folder / "tsne.png", args.seed, title)
+        train.plot_elbo_curve(history, folder / "ELBO_Curve.png", test_elbo, iteration, title)
+        stages[stage] = {"iteration": iteration, "sigma": model.sigma.item(), "test": test, "tsne": tsne}
+
+    untrained = new_model(architecture, latent_dim, config.seed)
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "iterations": len(history["loss"]),
+        "train_seconds": checkpoint["train_seconds"],
+        **{key: stages["end"][key] for key in ("sigma", "test", "tsne")},
+        "untrained_knn_accuracy": knn_accuracy(train.encode_means(untrained, digits.images), digits.labels),
+        "stages": stages,
+    }, history
+
+
+def begin_worker(parent):
+    """Leave Ctrl-C to the parent process, and end with it, however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tqdm.set_lock(threading.RLock())  # instead of a semaphore, which would be reported as leaked
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 if __name__ == "__main__":
-    main()
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # where it is closed, as by 2>&-
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that joblib ends its workers
+    with errors_in_one_line():
+        main(parse_arguments())

@@ -1,110 +1,129 @@
 """Training a VAE on the ELBO, measuring it on other images, and item 2.4's learning curve.
 
-The decoder's sigma is calibrated: on each batch it takes its value of greatest likelihood (Rybkin et al. 2021). That
-leaves the gradient as it is, since the ELBO's derivative with respect to sigma is zero there; and it sets the weight of
-the reconstruction against the KL by how good the reconstruction is, instead of by a guess.
+The decoder's sigma is calibrated (Rybkin et al. 2021): on each batch it takes its value of greatest likelihood, the
+root of the mean squared error. What training then minimises is (D / 2) log MSE + KL + a constant, with D = 784 pixels.
+So the weight of the reconstruction against the KL follows from how good the reconstruction is, instead of from a guess.
 """
 
 import math
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-import mnist
-from config import STAGES, TrainConfig
-from drawing import BLUE, GRAY, ORANGE, PALETTE, figure_file
+from drawing import BLUE, ORANGE, PALETTE, figure_file
 from ELBO import (
     elbo_loss,
     importance_weighted_log_likelihood,
+    kl_diag_normal,
     kl_per_dimension,
     negative_log_likelihood,
     optimal_sigma,
 )
+from mnist import choose
 from VAE import IMAGE_SHAPE
 
-ADAM_BETAS = (0.9, 0.99)
-WARM_UP = 0.15  # share of the iterations in which the learning rate rises
-LEAST_MEAN = 0.002  # what a pixel that is black in all images counts as in their mean, whose logit has to be finite
-CALIBRATION_IMAGES = 1000  # training images kept aside to calibrate the stored sigma; a tenth of fewer than 10,000
-DISTORTION = 0.1  # greatest difference of an augmented image's linear map from the identity, in each entry
-IMAGES_AT_ONCE = 1000  # in measurements, which need no gradient
-LEAST_SIGMA = 1 / 255 / math.sqrt(12)  # standard deviation of rounding a pixel to a byte; less would mean nothing
-ACTIVE_VARIANCE = 0.01  # variance over the data above which a posterior mean is active (Burda et al. 2016, 5.1)
-CPU = torch.device("cpu")
+STAGES = {"begin": "beginning", "middle": "middle", "end": "end"}  # names of folders and keys: words in titles
+LEAST_MEAN = 0.002  # least value of a pixel in the mean image, whose logit has to be finite
+LEAST_SIGMA = 1 / 255 / math.sqrt(12)  # standard deviation of rounding a pixel to a byte
+DISTORTION = 0.1  # greatest change of each entry of an augmented image's linear map
+IMAGES_AT_ONCE = 1000  # images of a portion in measurements, which need no gradient
+ACTIVE_VARIANCE = 0.01  # least variance of an active dimension's means over the images (Burda et al. 2016, 5.1)
 
-# ---- Training
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a VAE is trained. The values were chosen by the test ELBO of trial runs with K = 16."""
+
+    epochs: int = 10  # passes over the training images: minutes on a laptop
+    batch_size: int = 128  # images of a step: 64 at half the rate took longer and gained nothing
+    learning_rate: float = 3e-3  # peak of the one-cycle schedule: 2e-3 was worse for the convolutional network
+    warm_up: float = 0.15  # share of the iterations in which the rate rises, so that Adam's averages settle first
+    beta2: float = 0.99  # of Adam: torch's 0.999 remembers squared gradients for too long in so short a training
+    sigma: float | None = None  # standard deviation of the decoder, in pixel values; None: calibrated on each batch
+    calibration_images: int = 1000  # images kept aside for the stored sigma, at most a tenth of the training images
+    augment: bool = False  # turn, shear and scale images a little: helps only sets so small that they are overfitted
+    seed: int = 0  # of the batches and the draws of codes
 
 
 def train(model, images, config=None, on_stage=None, on_iteration=None):
-    """Maximise the ELBO of `images` by Adam with a one-cycle learning rate.
+    """Maximise the ELBO of images by Adam with a one-cycle learning rate.
 
-    Some of the images are held out (`hold_out`), and the sigma that is stored with the weights is calibrated on them:
-    images trained on have smaller errors than new ones.
+    A random choice of the images is kept aside (`split_off_calibration`). The sigma that is stored with the weights is
+    calibrated on them, because the errors of images trained on are smaller than those of new images.
 
     Parameters
     ----------
     model : VAE
-        Trained in place, on the device it is on; its `mean_logits` and its `sigma` are set too.
+        Trained in place, on the device it is on. Its `mean_logits` and its `sigma` are set too.
     images : torch.Tensor, shape (N, 1, 28, 28)
         Training images in [0, 1].
     config : TrainConfig, optional
     on_stage : callable, optional
-        Called as on_stage(name, iteration) at the three stages: "begin" after 1 % of the iterations (at least 10),
-        "middle" after half, "end" after the last.
+        Called as on_stage(name, iteration) at three stages: "begin" after 1 % of the iterations (at least 10), "middle"
+        after half of them, "end" after the last.
     on_iteration : callable, optional
-        Called as on_iteration(loss) after each iteration, loss a float in nats per image.
+        Called as on_iteration(iteration, loss) after each iteration; the loss is a float in nats per image.
 
     Returns
     -------
     dict
-        "loss", "nll" and "kl": lists with a value for each iteration, in nats per image (loss = nll + kl is the
-        negative ELBO of the batch); "stages": the iteration of each stage; "augmented": the last iteration whose images
-        were augmented.
+        "loss", "nll" and "kl": lists with a value for each iteration, in nats per image. The loss is the negative ELBO
+        of the batch, nll + kl. "stages": the iteration of each stage.
 
     Raises
     ------
     FloatingPointError
-        If the loss is not finite, as after a far too high learning rate.
+        If the training diverges, as with a learning rate that is far too high.
     ValueError
-        If there are fewer than two images, or they have another shape or kind, or values outside [0, 1].
+        If there are fewer than two images, or they have another shape, or values outside [0, 1].
     """
     config = config or TrainConfig()
     device = model.sigma.device
-    iterations = count_iterations(len(images), config)
-    _check_images(images)
-    images, calibration_images = hold_out(images.to(device))
-    stages = stage_iterations(iterations)
-    augmented = max(0, iterations * (config.epochs - config.plain_epochs) // config.epochs)
-    history = {"loss": [], "nll": [], "kl": [], "stages": stages, "augmented": augmented}
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, betas=ADAM_BETAS, fused=True)
+    if images.shape[1:] != IMAGE_SHAPE or not (images.min() >= 0 and images.max() <= 1):
+        raise ValueError(f"images must be (N, 1, 28, 28) in [0, 1], not {tuple(images.shape)}")
+    images, calibration_images = split_off_calibration(images.to(device), config)
+    iterations = iterations_of(len(images) + len(calibration_images), config)
+    history = {"loss": [], "nll": [], "kl": [], "stages": stage_iterations(iterations)}
+
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, betas=(0.9, config.beta2), fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, total_steps=iterations, pct_start=WARM_UP, cycle_momentum=False
+        optimizer, config.learning_rate, total_steps=iterations, pct_start=config.warm_up, cycle_momentum=False
     )
-    model.mean_logits.copy_(images.mean(0).logit(LEAST_MEAN))
-    with seeded(config.seed, device), torch.enable_grad():
+    model.mean_logits.copy_(images.mean(0).clamp(LEAST_MEAN, 1 - LEAST_MEAN).logit())
+
+    with seeded(config.seed, device):
         for iteration, batch in enumerate(shuffled_batches(len(images), config), start=1):
+            # Forward: reconstruct a batch from one draw of each image's code.
             x = images[batch]
-            if iteration <= augmented:
+            if config.augment:
                 x = augment(x)
-            with mixed_precision(device, config):
-                recon_x, mu, logvar = model(x)
-            # A NaN in recon_x still shows in the loss; sigma has to be a number.
-            sigma = config.sigma or optimal_sigma(x, recon_x).detach().clamp(min=LEAST_SIGMA).nan_to_num(1.0)
-            terms = elbo_loss(x, recon_x, mu, logvar, sigma, return_parts=True)
-            loss, nll, kl = torch.stack(terms).tolist()  # in one transfer from the device
-            if not math.isfinite(loss):
-                raise FloatingPointError(f"the loss is {loss:.3g} at iteration {iteration}: lower the learning rate")
+            recon_x, mu, logvar = model(x)
+
+            # Loss: the negative ELBO. At the calibrated sigma its derivative in sigma is 0, so sigma needs no gradient.
+            sigma = config.sigma or _checked_sigma(optimal_sigma(x, recon_x).item())
+            loss = elbo_loss(x, recon_x, mu, logvar, sigma)
+
+            # Backward: one step of Adam.
             optimizer.zero_grad()
-            terms[0].backward()
+            loss.backward()
             optimizer.step()
             schedule.step()
-            for name, value in (("loss", loss), ("nll", nll), ("kl", kl)):
+
+            # History.
+            values = {"loss": loss.item(), "kl": kl_diag_normal(mu, logvar).item()}
+            values["nll"] = values["loss"] - values["kl"]
+            if not math.isfinite(values["loss"]):
+                raise FloatingPointError(f"the loss of iteration {iteration} is not finite: lower the learning rate")
+            for name, value in values.items():
                 history[name].append(value)
             if on_iteration:
-                on_iteration(loss)
-            for stage, at in stages.items():
+                on_iteration(iteration, values["loss"])
+
+            # Stages: store the sigma of held-out images, and let the caller look.
+            for stage, at in history["stages"].items():
                 if at == iteration:
                     model.sigma.fill_(config.sigma or calibrated_sigma(model, calibration_images))
                     if on_stage:
@@ -112,37 +131,30 @@ def train(model, images, config=None, on_stage=None, on_iteration=None):
     return history
 
 
-def _check_images(images):
-    """Raise `ValueError` unless images are floats (N, 1, 28, 28) in [0, 1]; a NaN is not."""
-    least, most = images.min().item(), images.max().item()
-    if images.shape[1:] != IMAGE_SHAPE or not images.is_floating_point() or not (least >= 0 and most <= 1):
-        found = f"{images.dtype} of shape {tuple(images.shape)} from {least} to {most}"
-        raise ValueError(f"images must be floats of shape (N, 1, 28, 28) from 0 to 1, not {found}")
-
-
-def hold_out(images):
-    """Split images (N, ...) into those that are trained on and, evenly spaced among them, those that are held out.
+def split_off_calibration(images, config):
+    """Split images (N, ...) at random into those that are trained on and those that are kept aside.
 
     Raises `ValueError` if there are fewer than two.
     """
-    chosen = mnist.evenly_chosen(len(images), held_out_count(len(images)))
-    return images[~chosen], images[chosen]
+    if len(images) < 2:
+        raise ValueError(f"found {len(images)} images, expected at least two: one to train on, one to calibrate on")
+    count = calibration_count(len(images), config)
+    order = choose(len(images), len(images))
+    return images[order[count:].sort().values], images[order[:count]]
 
 
-def held_out_count(image_count):
-    """How many of that many training images are held out."""
-    if image_count < 2:
-        raise ValueError(f"found {image_count} training images, expected at least 2: one to train on, one held out")
-    return max(1, min(CALIBRATION_IMAGES, image_count // 10))
+def calibration_count(image_count, config):
+    """Return how many of that many training images are kept aside."""
+    return max(1, min(config.calibration_images, image_count // 10))
 
 
-def count_iterations(image_count, config):
-    """How many iterations a training takes with that many images, those held out included."""
-    return config.epochs * math.ceil((image_count - held_out_count(image_count)) / config.batch_size)
+def iterations_of(image_count, config):
+    """Return the number of iterations of a training with that many images."""
+    return config.epochs * math.ceil((image_count - calibration_count(image_count, config)) / config.batch_size)
 
 
 def stage_iterations(iterations):
-    """After which iteration each stage of a training of that length is reached."""
+    """Return the iteration of each stage, {stage: iteration}, for a training of that length."""
     begin = min(max(10, round(0.01 * iterations)), math.ceil(iterations / 3))  # a very short training has stages too
     return dict(zip(STAGES, (begin, max(begin, iterations // 2), iterations), strict=True))
 
@@ -154,33 +166,26 @@ def shuffled_batches(count, config):
 
 
 def augment(images):
-    """Turn, shear and scale images (N, 1, 28, 28) a little about their centre, each by its own random linear map."""
+    """Turn, shear and scale images (N, 1, 28, 28) a little about their centre, each by a random linear map."""
     maps = torch.eye(2).to(images) + images.new_empty(len(images), 2, 2).uniform_(-DISTORTION, DISTORTION)
     grid = functional.affine_grid(functional.pad(maps, (0, 1)), images.shape, align_corners=False)
     return functional.grid_sample(images, grid, align_corners=False)
 
 
 @contextmanager
-def seeded(seed, device=CPU):
-    """Seed torch's global generators for a block, and leave those of the CPU and of `device` as they were before."""
+def seeded(seed, device="cpu"):
+    """Seed torch's global generators for a block; after it, those of the CPU and of `device` are as they were."""
+    device = torch.device(device)
     with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
         torch.manual_seed(seed)
         yield
 
 
-def mixed_precision(device, config):
-    """Compute matrix products in bfloat16 where the processor does so natively, otherwise in float32 as usual."""
-    enabled = has_native_bfloat16(device) and not config.float32
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
-
-
-def has_native_bfloat16(device):
-    """Tell whether a device has bfloat16 arithmetic: a property, not a timing, so that every run decides alike."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
-        return torch.cpu.get_capabilities().get("avx512_bf16", False)
-    return False
+def _checked_sigma(sigma):
+    """Return sigma, at least that of rounding; a NaN means that the training has diverged."""
+    if not math.isfinite(sigma):
+        raise FloatingPointError("a reconstruction is not finite: lower the learning rate")
+    return max(sigma, LEAST_SIGMA)
 
 
 # ---- Measuring
@@ -190,18 +195,15 @@ def has_native_bfloat16(device):
 def calibrated_sigma(model, images):
     """Return the decoder's standard deviation of greatest likelihood for `images`, a float in pixel values.
 
-    The images are on the model's device; one code for each is drawn from torch's global generator. Raises
-    `FloatingPointError` if a reconstruction is not finite.
+    The codes are drawn from a generator of its own, so that looking at a training leaves the training as it is.
     """
-    squares = [len(x) * optimal_sigma(x, model(x)[0]).square() for x in images.split(IMAGES_AT_ONCE)]
-    sigma = math.sqrt(sum(squares) / len(images))
-    if not math.isfinite(sigma):
-        raise FloatingPointError(f"sigma is {sigma} on the calibration images: lower the learning rate")
-    return max(LEAST_SIGMA, sigma)
+    with seeded(0, images.device):
+        squares = [len(x) * optimal_sigma(x, model(x)[0]).square() for x in images.split(IMAGES_AT_ONCE)]
+    return _checked_sigma(math.sqrt(sum(squares) / len(images)))
 
 
 @torch.no_grad()
-def evaluate(model, images, importance_images=0, importance_samples=100, seed=0):
+def evaluate(model, images, importance_images=0, importance_samples=200, seed=0):
     """Measure the bound and its parts on images, with the model's stored sigma.
 
     Parameters
@@ -209,62 +211,64 @@ def evaluate(model, images, importance_images=0, importance_samples=100, seed=0)
     model : VAE
     images : torch.Tensor, shape (N, 1, 28, 28)
     importance_images, importance_samples : int
-        Images, evenly spaced among `images`, and draws for each, for the importance-weighted bound; 0 leaves it out.
+        For the importance-weighted bound: how many images, chosen at random, and draws for each; 0 leaves it out.
     seed : int
         Of the draws z ~ q(z|x), one for each image.
 
     Returns
     -------
     dict
-        elbo, elbo_standard_error, nll, kl (nats per image), reconstruction_mse (per pixel), active_units,
-        kl_per_dimension (nats, a list of K), and iw_log_likelihood with iw_standard_error, iw_images, iw_samples,
-        iw_elbo, the ELBO of the same images, and iw_gap_standard_error, that of the difference, image by image.
+        elbo, elbo_standard_error, nll, kl (nats per image), mse (per pixel), active_units, kl_per_dimension (nats, a
+        list of K). With importance images also iw_log_likelihood, the ELBO of the same images (iw_elbo), and the
+        standard error of the difference of these two (iw_gap_standard_error).
 
     Raises
     ------
     FloatingPointError
-        If an image's bound is not finite, as after a training that diverged.
-    ValueError
-        If there are no images.
+        If the ELBO is not finite, as after a training that diverged.
     """
-    device, sigma = model.sigma.device, model.sigma.item()
-    nll, kl, squared_error, mus = [], [], [], []
+    device = model.sigma.device
+    nlls, kls, squares, mus = [], [], [], []
     with seeded(seed, device):
         for x in images.split(IMAGES_AT_ONCE):
-            outputs = model(x.to(device))
-            # In double precision, since the bound is the small difference of large numbers; on the CPU, since not every
-            # accelerator has it, and in two steps, since such a one cannot convert on the way.
-            x, recon_x, mu, logvar = (value.cpu().double() for value in (x, *outputs))
-            nll.append(negative_log_likelihood(x, recon_x, sigma, reduction="none"))
-            kl.append(kl_per_dimension(mu, logvar))
-            squared_error.append((x - recon_x).square().flatten(1).mean(1))
+            x = x.to(device)
+            recon_x, mu, logvar = model(x)
+            nlls.append(negative_log_likelihood(x, recon_x, model.sigma, reduction="none"))
+            kls.append(kl_per_dimension(mu, logvar))
+            squares.append((x - recon_x).square().flatten(1).mean(1))
             mus.append(mu)
-        nll, kl, squared_error, mus = map(torch.cat, (nll, kl, squared_error, mus))
+        nll, kl, square, mu = (torch.cat(parts).cpu() for parts in (nlls, kls, squares, mus))
         elbo = -nll - kl.sum(1)
         if not elbo.isfinite().all():
-            raise FloatingPointError(f"the ELBO of test images is {elbo.mean().item()}: lower the learning rate")
+            raise FloatingPointError(f"the ELBO of some image is {elbo.mean():.3g}: lower the learning rate")
         results = {
             "elbo": elbo.mean().item(),
             "elbo_standard_error": standard_error(elbo),
             "nll": nll.mean().item(),
             "kl": kl.sum(1).mean().item(),
-            "reconstruction_mse": squared_error.mean().item(),
-            "active_units": int((mus.var(0) > ACTIVE_VARIANCE).sum()),
+            "mse": square.mean().item(),
+            "active_units": int((mu.var(0) > ACTIVE_VARIANCE).sum()),
             "kl_per_dimension": kl.mean(0).tolist(),
         }
         if importance_images:
-            x = mnist.evenly_spaced(images, importance_images).to(device)
-            bound = importance_weighted_log_likelihood(model, x, importance_samples).cpu().double()
-            own = mnist.evenly_spaced(elbo, importance_images)
+            chosen = choose(len(images), importance_images)
+            bound = importance_weighted_log_likelihood(model, images[chosen].to(device), importance_samples).cpu()
             results |= {
                 "iw_log_likelihood": bound.mean().item(),
-                "iw_standard_error": standard_error(bound),
-                "iw_elbo": own.mean().item(),
-                "iw_gap_standard_error": standard_error(bound - own),
-                "iw_images": len(x),
-                "iw_samples": importance_samples,
+                "iw_elbo": elbo[chosen].mean().item(),
+                "iw_gap_standard_error": standard_error(bound - elbo[chosen]),
             }
     return results
+
+
+def mean_image_elbo(train_images, test_images):
+    """Return the mean test log-density, in nats, of a model that paints the mean training image, whatever it is shown.
+
+    Its sigma is calibrated on the training images. It has no code, so this is its ELBO too: what a VAE must surpass.
+    """
+    mean = train_images.mean(0, keepdim=True)
+    sigma = optimal_sigma(train_images, mean.expand_as(train_images))
+    return -negative_log_likelihood(test_images, mean.expand_as(test_images), sigma).item()
 
 
 def standard_error(values):
@@ -287,12 +291,9 @@ def decode(model, z):
 
 # ---- Item 2.4: the learning curve
 
-UNSCALED = 10  # first iterations whose depth the axes leave out
-LINE_STYLES = ("-", "--", ":", "-.", (0, (1, 3)), (0, (6, 3)), (0, (8, 2, 2, 2)))
-
 
 def plot_elbo_curve(history, path, test_elbo=None, until=None, title=""):
-    """Write item 2.4's learning curve to `path`: the ELBO of every iteration, beside it its two parts.
+    """Write item 2.4's learning curve to `path`: the ELBO of every iteration, and below it the KL.
 
     Parameters
     ----------
@@ -301,70 +302,53 @@ def plot_elbo_curve(history, path, test_elbo=None, until=None, title=""):
     path : path-like
         PNG file to write.
     test_elbo : dict, optional
-        {stage: test ELBO in nats per image}, drawn at the stages' iterations.
+        {iteration: test ELBO in nats per image}, drawn as dots.
     until : int, optional
-        The last iteration to draw; the axes fit what is drawn.
+        The last iteration to draw.
     title : str
     """
-    until = until or len(history["loss"])
-    curves = {name: [-value for value in history[name][:until]] for name in ("loss", "nll", "kl")}
-    reached = {stage: at for stage, at in history["stages"].items() if stage in (test_elbo or ()) and at <= until}
-    at_stages = [test_elbo[stage] for stage in reached]
-    shown_too = {"loss": at_stages, "nll": [], "kl": [0.0]}
-    with figure_file(path, (9, 4.5), title) as figure:
-        panels = figure.subplot_mosaic([["loss", "nll"], ["loss", "kl"]])
-        for (name, values), label in zip(curves.items(), ("ELBO", "−NLL", "−KL"), strict=True):
-            iterations = range(1, until + 1)
-            panels[name].plot(iterations, values, color=BLUE, alpha=0.25, linewidth=0.8)
-            panels[name].plot(iterations, _smoothed(values), color=BLUE, label="training batches, running mean")
-            if 0 < history.get("augmented", 0) < until:
-                panels[name].axvline(history["augmented"], color=GRAY, linestyle="--", label="augmentation ends")
-            _set_curve_axes(panels[name], [values, shown_too[name]], f"{label} (nats per image)")
-        if reached:
-            iterations = reached.values()
-            panels["loss"].plot(iterations, at_stages, "o", color=ORANGE, markeredgecolor="black", label="test set")
-        panels["loss"].legend(loc="upper left")
+    iterations = np.arange(1, 1 + (until or len(history["loss"])))
+    elbo, kl = -np.array(history["loss"])[iterations - 1], np.array(history["kl"])[iterations - 1]
+    with figure_file(path, (4.5, 4.2), title) as figure:
+        top, bottom = figure.subplots(2, sharex=True, height_ratios=(2, 1))
+        for axes, values in ((top, elbo), (bottom, kl)):
+            axes.plot(iterations, values, color=BLUE, alpha=0.3, linewidth=0.8)
+            axes.plot(iterations, smoothed(values), color=BLUE, label="training batches")
+            axes.grid(alpha=0.3)
+        if test_elbo:
+            top.plot(*zip(*test_elbo.items(), strict=True), "o", color=ORANGE, markeredgecolor="black", label="test")
+        _leave_out_the_start(top, [elbo], (test_elbo or {}).values())
+        top.set(ylabel="ELBO (nats)")
+        top.legend(loc="lower right")
+        bottom.set(ylabel="KL (nats)", xlabel="iteration", ylim=(0, None))
 
 
 def plot_elbo_curves(histories, path, title=""):
-    """Write the running mean of each run's ELBO, {`Run`: history}, into one figure at `path`.
-
-    A colour for each network, and a line style for each latent size.
-    """
-    elbos = {run: [-loss for loss in history["loss"]] for run, history in histories.items()}
-    networks = list(dict.fromkeys(run.architecture for run in histories))
-    sizes = list(dict.fromkeys(run.latent_dim for run in histories))
-    with figure_file(path, (9, 5)) as figure:
+    """Write the ELBO of several runs, {label: history}, raw and smoothed, into one figure at `path`."""
+    elbos = {label: -np.array(history["loss"]) for label, history in histories.items()}
+    with figure_file(path, (7, 4.5), title) as figure:
         axes = figure.subplots()
-        axes.set_title(title, parse_math=False)
-        for run, elbo in elbos.items():
-            network, size = networks.index(run.architecture), sizes.index(run.latent_dim)
-            axes.plot(
-                range(1, len(elbo) + 1),
-                _smoothed(elbo),
-                color=PALETTE[network],
-                linestyle=LINE_STYLES[size % len(LINE_STYLES)],
-                linewidth=3 / (1 + network),  # the one on top is narrower, and hides none below it
-                label=run.name,
-            )
-        _set_curve_axes(axes, elbos.values(), "ELBO of the training batches, running mean (nats per image)")
-        axes.legend(loc="upper left")
+        for number, (label, elbo) in enumerate(elbos.items()):
+            iterations, color = np.arange(1, len(elbo) + 1), PALETTE[number % len(PALETTE)]
+            axes.plot(iterations, elbo, color=color, alpha=0.2, linewidth=0.6)
+            axes.plot(iterations, smoothed(elbo), color=color, label=label)
+        _leave_out_the_start(axes, elbos.values())
+        axes.set(xlabel="iteration", ylabel="ELBO of training batches (nats per image)")
+        axes.grid(alpha=0.3)
+        axes.legend(loc="lower right")
 
 
-def _smoothed(values):
-    """Average each value over the iterations within 10 % of its own, an even window on a logarithmic axis."""
+def smoothed(values):
+    """Return the mean of each value and its neighbours, 1 % of the values to either side."""
+    reach = len(values) // 100
+    places = np.arange(len(values))
     sums = np.cumsum([0.0, *values])
-    iterations = np.arange(1, len(values) + 1)
-    first = np.ceil(0.9 * iterations).astype(int)
-    last = np.minimum((1.1 * iterations).astype(int), len(values))
-    return (sums[last] - sums[first - 1]) / (last - first + 1)
+    first, last = np.maximum(places - reach, 0), np.minimum(places + reach + 1, len(values))
+    return (sums[last] - sums[first]) / (last - first)
 
 
-def _set_curve_axes(axes, curves, label):
-    """Scale the axes to whole curves, save for the first iterations, whose depth can flatten all the rest."""
-    longest = max(map(len, curves))
-    shown = [value for curve in curves for value in curve[min(UNSCALED, len(curve) // 10) :]]
-    margin = 0.05 * (max(shown) - min(shown)) or 1.0  # nats, around a training of one iteration
-    axes.set(xscale="log", xlim=(1, 1.2 * longest), ylim=(min(shown) - margin, max(shown) + margin))
-    axes.set(xlabel="iteration", ylabel=label)
-    axes.grid(alpha=0.3)
+def _leave_out_the_start(axes, curves, points=()):
+    """Scale the vertical axis to all but the first 1 % of the iterations, whose depth would flatten the rest."""
+    shown = [value for curve in curves for value in smoothed(curve)[len(curve) // 100 :]] + list(points)
+    margin = 0.05 * (max(shown) - min(shown)) + 1
+    axes.set_ylim(min(shown) - margin, max(shown) + margin)

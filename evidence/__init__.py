@@ -1,7 +1,6 @@
-"""What goes beyond the assignment: repeated seeds, latent sizes, the quality of samples, speed, and the pages' numbers.
+"""What REPORT.md rests on beyond the runs of main.py, one file a question: `python -m evidence`.
 
-`python -m evidence` makes all that REPORT.md rests on, `python -m evidence.benchmark` the tables of speed. It stands on
-the rest of the bundle, which works without this folder.
+It stands on the rest of the bundle, which works without this folder.
 """
 
-import drawing  # noqa: F401 (before anything here imports matplotlib)
+from evidence import networks  # noqa: F401 (every process that imports a part of this folder has its wide network)

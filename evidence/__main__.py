@@ -1,69 +1,94 @@
-"""`python -m evidence`: everything that REPORT.md rests on, below figures/evidence/, then the numbers of the pages.
+"""Make what REPORT.md rests on beyond the runs of main.py: `python -m evidence`.
 
-The main runs are measured just as main.py does; experiments.py lists what else is. Takes the options of main.py but for
---sigma; with --resume it takes over what either made before. On full MNIST its checkpoints take some 1.4 GB.
+First run main.py on full MNIST: its results.json is read, and its four trainings are taken over with --resume.
 """
 
+import argparse
+import json
+import signal
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
-from config import EXIT_INTERRUPTED, Settings, check, parse_settings, say, user_errors_in_one_line
-from files import writing_alone_in
+import torch
 
-PROJECT = Path(__file__).resolve().parent.parent
+import mnist
+from checkpoints import model_at, read_checkpoint
+from evidence import film, latent_sizes, networks, pictures, plane, sigma
+from evidence.judge import make_judge
+from evidence.training import LATENT_DIM, measure_all, remembered
+from files import InputError, errors_in_one_line, say, write_text
+from main import number
+from train import TrainConfig
 
-
-def main(arguments=None):
-    """Run the command line `arguments`, by default those of the process."""
-    description = "Make what goes beyond the assignment, below FIGURES/evidence, and the numbers of REPORT.md."
-    settings = parse_settings(arguments, "python -m evidence", description)
-    figures = Path(settings.figures)
-    folder = figures / "evidence"
-    ours = figures.resolve() == PROJECT / "figures"
-    try:
-        with user_errors_in_one_line("python -m evidence"):
-            check(settings.sigma is None, "sigma", settings.sigma, "none: the experiments set it themselves")
-            whole = not settings.quick and {*Settings().latent_dims} <= {*settings.latent_dims}
-            whole = whole and {*Settings().architectures} <= {*settings.architectures}
-            check(whole or not ours, "figures", settings.figures, "another folder for a trial or a part of the runs")
-            with writing_alone_in(folder, settings.checkpoints):
-                make_everything(settings, folder, pages=PROJECT if ours else None)
-    except KeyboardInterrupt:
-        print("\npython -m evidence: interrupted. The same command with --resume goes on.", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+QUESTIONS = {"latent_sizes": latent_sizes, "networks": networks, "sigma": sigma}
+NEEDED = {2, LATENT_DIM}  # latent sizes
 
 
-def make_everything(settings, folder, pages):
-    """Write results.json and the figures to `folder`, and the numbers to the pages in the folder `pages`, if any."""
-    # Imported here, since it takes seconds: wrong arguments and --help are answered before.
-    import mnist
-    import report
-    from evidence import experiments
-    from evidence.figures import draw_figures
-    from evidence.pages import write_pages
-    from files import write_json
-    from gmm_entropy import solve_problem_1
-    from runs import choose_device
+def parse_arguments(arguments=None):
+    """Return the settings of a command line, by default that of the process."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    option = parser.add_argument
+    option("--data-root", default="data", type=Path, help="folder of MNIST; missing files are downloaded to it")
+    option("--checkpoints", default="checkpoints", type=Path, help="folder for weights and what is measured of them")
+    option("--figures", default="figures/evidence", type=Path, help="folder to write to, in that of main.py's figures")
+    option("--seeds", default=3, type=number(int, 1), help="trainings of each kind, with seeds from 0 on")
+    option("--latent-dims", default=[1, 2, 4, 8, 16, 32, 64], type=number(int, 1), nargs="+", help="latent dimensions")
+    option("--resume", action="store_true", help="take over what the same code has trained and measured")
+    args = parser.parse_args(arguments)
+    if missing := NEEDED - {*args.latent_dims}:
+        parser.error(f"--latent-dims lacks {sorted(missing)}, which figures need")
+    return args
 
-    dataset = mnist.load(settings.data_root, settings.offline, settings.dataset_name)
-    dataset = dataset.first(settings.scale.train_images, settings.scale.test_images)
+
+def main(args):
+    """Train and measure the runs of all questions, and write the answers and the figures."""
+    main_results = read_main_results(args.figures.resolve().parent / "results.json")
+    dataset = mnist.load(args.data_root)
     say(dataset.describe())
-    experiments.check_classes(dataset)
-    config = settings.train_config(len(dataset.train_labels))
-    plan = experiments.planned_runs(settings, config)
-    results = report.new_results(settings, config, dataset, choose_device(settings.device), len(plan["sizes"]))
-    results["gmm"] = solve_problem_1(settings.seed)
-    results["evidence"] = experiments.collect(plan, dataset, settings)
-    results["evidence"]["elsewhere"] = experiments.train_elsewhere(plan, dataset, settings)
-    results["runs"] = experiments.measure_main_runs(plan["main"], dataset, settings)
-    write_json(folder / "results.json", results)
+    if dataset.note:
+        raise InputError(f"the evidence needs full MNIST, not {dataset.note}")
+    args.figures.mkdir(parents=True, exist_ok=True)  # if it cannot be made, say so before the trainings
 
-    draw_figures(plan, results["evidence"], dataset, settings, folder)
-    experiments.show_plane(plan["main"], dataset, settings, folder)
-    if pages:
-        write_pages(pages, results)
-    say(report.summary(results))
+    torch.set_num_threads(1)  # so that numbers do not depend on how many processors there are
+    trained = dict.fromkeys(name.rpartition("_z")[0] for name in main_results["runs"])
+    dims = sorted({*args.latent_dims})
+    plans = {name: question.plan(trained, dims, args.seeds) for name, question in QUESTIONS.items()}
+    judge = make_judge(args.checkpoints / "judge.json", dataset, args.resume)
+    runs = list(dict.fromkeys(run for plan in plans.values() for run in plan))
+    measured = measure_all(runs, dataset, judge, args.checkpoints, args.resume)
+
+    results = {"main": main_results, "seeds": args.seeds, "judge": judge.describe(dataset.test)}
+    for name, question in QUESTIONS.items():
+        results[name] = question.answer([measured[run.name] for run in plans[name]], dataset)
+    results["runs"] = list(measured.values())
+    write_text(args.figures / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
+
+    def load(run):
+        return model_at(read_checkpoint(args.checkpoints / f"{run.name}.pt"))
+
+    for question in (*QUESTIONS.values(), pictures):
+        question.draw(results, load, dataset, args.figures)
+    shown = read_checkpoint(args.checkpoints / "conv_z2.pt")
+    plane.make(shown, dataset, args.figures)
+    filmed = args.resume and (args.figures / "film.gif").exists()
+    remembered(args.checkpoints / "film.json", shown["made_from"], filmed, lambda: film.make(dataset, args.figures))
+
+
+def read_main_results(path):
+    """Return the results.json of main.py; `InputError` unless it is of full MNIST and main.py's own settings."""
+    if not path.exists():
+        raise InputError(f"{path} is missing: run main.py first")
+    results = json.loads(path.read_text(encoding="utf-8"))
+    data, own = results["dataset"], {f"{network}_z{dim}" for network in ("conv", "mlp") for dim in NEEDED}
+    full = (data["name"], data["train_count"], data["test_count"]) == ("MNIST", 60_000, 10_000)
+    if not full or results["config"] != asdict(TrainConfig()) or not own <= {*results["runs"]}:
+        raise InputError(f"{path} is not of main.py's own settings on full MNIST: run main.py first")
+    return results
 
 
 if __name__ == "__main__":
-    main()
+    sys.argv[0] = "python -m evidence"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that joblib ends its workers
+    with errors_in_one_line():
+        main(parse_arguments())

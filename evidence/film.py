@@ -1,99 +1,77 @@
-"""The film: what the plane of codes of a VAE with two latent dimensions decodes to, as training goes on."""
+"""The film: what the plane of codes of the convolutional network with K = 2 decodes to, as training goes on."""
 
-from io import BytesIO
-from itertools import count
-from typing import NamedTuple
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
+from matplotlib.patches import BoxStyle
 from PIL import Image
 
-from drawing import Figure, Line2D, mosaic, style
+from drawing import PALETTE, draw_mosaic, figure_file, run_title
 from files import whole_file
 from latent_traversal import PLANE_EDGE, decode_plane
-from mnist import evenly_spaced
-from train import calibrated_sigma, count_iterations, encode_means, evaluate, hold_out, seeded, train
-from tsne import DIGIT_COLORS
+from train import TrainConfig, encode_means, iterations_of, seeded, train
+from VAE import VAE
 
-NETWORKS = {"conv": "convolutional", "mlp": "fully connected"}
 FRAMES = 40
-FIRST = 1 / 200  # of the training; before, all codes decode to one grey
-CODES = 400  # test images whose codes are shown
-GREYS = 8  # 1.4 MB on full MNIST; 1.2 with 6, 1.6 with 10
+FIRST = 1 / 200  # of the training: before it, all codes decode to the same image
+CODES = 400  # test digits whose codes are shown
+GREYS = 8  # enough for digits, and few enough for a small file
 FRAME_SECONDS, LAST_SECONDS = 0.2, 3.0
 
 
-class Frame(NamedTuple):
-    """The plane of codes after an iteration of training."""
+def make(dataset, folder, config=None):
+    """Train the network, and write film.gif to `folder`: its plane of codes after ever more iterations.
 
-    network: str  # in words, with K
-    iteration: int
-    elbo: float  # of all test images, nats per image
-    plane: np.ndarray  # (height, width), pixel values in [0, 1]
-    codes: np.ndarray  # (N, 2), posterior means of some test images
-    labels: np.ndarray  # (N,), their classes
+    Parameters
+    ----------
+    dataset : mnist.Dataset
+        Its training images are trained on, and the codes of some of its test images are shown.
+    folder : path-like
+    config : TrainConfig, optional
+    """
+    config = config or TrainConfig()
+    with seeded(config.seed):
+        model = VAE(latent_dim=2, architecture="conv")
+    digits = dataset.test.choose(CODES)
+    shown = frame_iterations(iterations_of(len(dataset.train.labels), config))
+    frames = []
+
+    def on_iteration(iteration, _):
+        if iteration in shown:
+            title = f"{run_title('conv', 2)}, iteration {iteration:,}\n{dataset.note}".strip()
+            frames.append(draw_frame(decode_plane(model), encode_means(model, digits.images), digits.labels, title))
+
+    train(model, dataset.train.images, config, on_iteration=on_iteration)
+    milliseconds = [1000 * FRAME_SECONDS] * (len(frames) - 1) + [1000 * LAST_SECONDS]
+    with whole_file(Path(folder) / "film.gif") as path:
+        frames[0].save(path, "GIF", save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)
 
 
 def frame_iterations(total):
-    """Choose iterations from the first that shows something to `total`, evenly on a log scale as integers go."""
-    first = max(1, round(FIRST * total))
-    return np.unique(np.geomspace(first, total, FRAMES).round().astype(int)).tolist()
+    """Return the iterations to show, up to `total`: evenly on a log scale, because the first ones change most."""
+    return np.unique(np.geomspace(max(1, FIRST * total), total, FRAMES).round().astype(int)).tolist()
 
 
-def record(model, dataset, config):
-    """Train a `VAE` of two latent dimensions just as `train.train` does, and return its frames: a list of `Frame`."""
-    frames, iterations = [], count(1)
-    *shown, last = frame_iterations(count_iterations(len(dataset.train_labels), config))
-    held_out = hold_out(dataset.train_images)[1].to(model.sigma.device)
-    images, labels = (evenly_spaced(part, CODES) for part in (dataset.test_images, dataset.test_labels))
-    network = f"{NETWORKS.get(model.architecture, model.architecture)} network, K = {model.latent_dim}"
+def draw_frame(plane, codes, labels, title):
+    """Draw decoded images (rows, columns, 28, 28), and on them codes (N, 2) in the colours of their classes.
 
-    def add_frame(iteration):
-        elbo, plane = evaluate(model, dataset.test_images)["elbo"], mosaic(decode_plane(model), gap=0)
-        frames.append(Frame(network, iteration, elbo, plane, encode_means(model, images), labels.numpy()))
-
-    def look(_):
-        iteration = next(iterations)
-        if iteration in shown:
-            with seeded(0, model.sigma.device):  # the training's random numbers stay its own
-                model.sigma.fill_(config.sigma or calibrated_sigma(model, held_out))  # it sets this only at its stages
-            add_frame(iteration)
-
-    train(model, dataset.train_images, config, on_iteration=look)
-    add_frame(last)  # with the sigma that the training stored
-    return frames
-
-
-def write_film(frames, path):
-    """Write frames, a list of `Frame`, to `path` as an animated GIF that starts anew after its last, longer frame."""
-    with style.context("default"):
-        pictures = [_draw(frame) for frame in frames]
-    milliseconds = [1000 * FRAME_SECONDS] * (len(frames) - 1) + [1000 * LAST_SECONDS]
-    with whole_file(path) as temporary:
-        pictures[0].save(
-            temporary, format="GIF", save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0
-        )
-
-
-def _draw(frame):
-    """Draw a frame in the film's few colours: a Pillow image with a palette."""
-    figure = Figure(figsize=(6, 6), dpi=100)
-    axes = figure.add_axes((0.085, 0.08, 0.815, 0.815))  # fixed, so that nothing moves from frame to frame
+    The result is a Pillow image whose palette has the film's few colours.
+    """
     edges = (-PLANE_EDGE, PLANE_EDGE)
-    axes.imshow(frame.plane, cmap="gray", vmin=0, vmax=1, extent=edges * 2, origin="upper")
-    axes.scatter(*frame.codes.T, s=14, c=DIGIT_COLORS[frame.labels], edgecolors="white", linewidths=0.5)
-    axes.set(xlim=edges, ylim=edges, xticks=range(-3, 4), yticks=range(-3, 4))
-    axes.set_xlabel("$z_1$", labelpad=0)
-    axes.set_ylabel("$z_2$", labelpad=0)
-    handles = [Line2D([], [], color=color, marker="o", linestyle="") for color in DIGIT_COLORS]
-    figure.legend(handles, range(10), loc="center right", title="class", handletextpad=0, frameon=False)
-    elbo = f"{frame.elbo:,.1f}".replace("-", "−")
-    outside = np.count_nonzero((np.abs(frame.codes) > PLANE_EDGE).any(axis=1))
-    figure.text(0.085, 0.95, f"{frame.network}\niteration {frame.iteration:,}", va="center")
-    about = f"test ELBO {elbo} nats per image\ncodes of {len(frame.codes)} test digits, {outside} of them outside"
-    figure.text(0.9, 0.95, about, va="center", ha="right")
-    drawn = BytesIO()
-    figure.savefig(drawn, format="png")
-    colors = np.concatenate([np.linspace(0, 1, GREYS)[:, None].repeat(3, axis=1), DIGIT_COLORS])
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "frame.png"
+        with figure_file(path, (5, 5.4), title) as figure:
+            axes = figure.subplots()
+            draw_mosaic(axes, plane, gap=0, extent=edges * 2)
+            axes.scatter(*codes.T, s=16, c=np.array(PALETTE)[labels], edgecolors="white", linewidths=0.6)
+            for digit in np.unique(labels):
+                box = {"boxstyle": BoxStyle("round", pad=0.15), "facecolor": "white", "edgecolor": PALETTE[digit]}
+                x, y = np.median(codes[labels == digit], axis=0)
+                axes.text(x, y, digit, ha="center", va="center", size=12, weight="bold", bbox=box, clip_on=True)
+            axes.set(xlim=edges, ylim=edges, xlabel="$z_1$", ylabel="$z_2$")
+        picture = Image.open(path).convert("RGB")
+    colors = np.concatenate([np.linspace(0, 1, GREYS)[:, None].repeat(3, axis=1), PALETTE])
     palette = Image.new("P", (1, 1))
     palette.putpalette(np.rint(255 * colors).astype(int).ravel().tolist())
-    return Image.open(drawn).convert("RGB").quantize(palette=palette, dither=Image.Dither.NONE)
+    return picture.quantize(palette=palette, dither=Image.Dither.NONE)

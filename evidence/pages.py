@@ -1,114 +1,107 @@
-"""`python -m evidence.pages`: REPORT.md and README.md from their templates here and figures/evidence/results.json.
+"""The pages, by `python -m evidence.pages`: README and REPORT, as Markdown for GitHub and as HTML for a browser.
 
-REPORT.html is REPORT.md with an appendix, for a browser and for paper.
-
-Besides the results, templates may name `over_seeds`, which summarises runs that differ only in their seed, as in
-`over_seeds.conv_z16.elbo.mean`, and `experiments`: the `runs` of each, and the summaries of their `groups`.
+Their words are in the templates beside this file, and their numbers in figures/evidence/results.json. REPORT.html has
+an appendix besides, with the figures of 2.4 that the report itself does not show.
 """
 
 import json
+import re
+from itertools import groupby, product
 from pathlib import Path
-from statistics import fmean, stdev
 
-from config import STAGES
+from latex2mathml.converter import convert
+from markdown_it import MarkdownIt
+from mdit_py_plugins.anchors import anchors_plugin
+from mdit_py_plugins.dollarmath import dollarmath_plugin
+
+from drawing import run_title
 from files import write_text
-from report import html_page, page
+from report import page
+from train import STAGES
 
 FOLDER = Path(__file__).resolve().parent
-PAGES = ("REPORT.md", "README.md")
-SETTINGS = ("group", "architecture", "latent_dim", "epochs", "sigma_rule")  # what the runs of a group share
-CARRYING = 0.1  # nats of KL, above which a dimension counts as carrying the code
+PROJECT = FOLDER.parent
+FIGURES = {"latent_traversal": "traversal", "prior_samples": "samples", "tsne": "t-SNE", "ELBO_Curve": "ELBO"}
+OPERATORS = {  # which latex2mathml takes for variables or brackets
+    "<mi>log</mi>": '<mo lspace="0.17em" rspace="0.17em">log</mo>',
+    "<mi>&#x0007E;</mi>": "<mo>&#x0223C;</mo>",
+    "<mi>&#x02016;</mi>": '<mo stretchy="false" lspace="0.28em" rspace="0.28em">&#x02016;</mo>',
+    "<mo>&#x0007C;</mo>": '<mo stretchy="false">&#x0007C;</mo>',
+    '<mo stretchy="false">&#x0007C;</mo>': '<mo stretchy="false" lspace="0" rspace="0">&#x0007C;</mo>',
+}
 
 
-class Spread(dict):
-    """Mean and standard deviation of a number over seeds; formatted as "mean ± deviation", or "mean" if of one."""
-
-    def __init__(self, values):
-        super().__init__(mean=fmean(values), deviation=stdev(values) if len(values) > 1 else float("nan"))
-        self.seeds = len(values)
-
-    def __format__(self, digits):
-        deviation = f" ± {self['deviation']:{digits}}" if self.seeds > 1 else ""
-        return f"{self['mean']:{digits}}{deviation}"
+def write_pages(results, folder=PROJECT, templates=FOLDER):
+    """Fill the templates with results, and write the four pages to `folder`."""
+    for name, more in (("README", lambda _: ""), ("REPORT", appendix)):
+        markdown = page(f"{name}.md.j2", results, templates)
+        write_text(folder / f"{name}.md", markdown)
+        write_text(folder / f"{name}.html", html_page(markdown + more(markdown), name.capitalize()))
 
 
-def spreads(measurements):
-    """Replace the numbers of equal dicts, each of one seed, by a `Spread` over them; what is no number is left out."""
-    columns = {key: [one[key] for one in measurements] for key in measurements[0]}
-    return {
-        key: spreads(values) if isinstance(values[0], dict) else Spread(values)
-        for key, values in columns.items()
-        if isinstance(values[0], (dict, int, float))
-    }
+def appendix(report):
+    """Return, as Markdown, the stage figures that a report in Markdown does not show: a table for each run."""
+    lines = ["", "## Appendix", ""]
+    for network, dim in product(("conv", "mlp"), (2, 16)):
+        rows = [f"| | {' | '.join(STAGES.values())} |", "| --- | --- | --- | --- |"]
+        for name, words in FIGURES.items():
+            paths = {when: f"figures/{network}_z{dim}/{stage}/{name}.png" for stage, when in STAGES.items()}
+            alt = f"{words}, {run_title(network, dim)}"
+            cells = [f"![{alt}, {when}]({path})" for when, path in paths.items() if path not in report]
+            rows += [f"| {words} | {' | '.join(cells)} |"] if cells else []
+        lines += [f"### {run_title(network, dim)}", "", *rows, ""] if rows[2:] else []
+    return "\n".join(lines)
 
 
-def over_seeds(evidence):
-    """Summarise the runs that differ only in their seed: {"conv_z16": {"elbo": Spread, ...}, "mlp_z16_sigma1": ...}."""
-    groups = {}
-    for run in evidence["runs"]:
-        groups.setdefault(run["group"], []).append(run | derived(run))
-    for run in evidence.get("elsewhere", ()):
-        groups.setdefault(run["group"], []).append(run | {"overfitting": run["train_elbo"] - run["elbo"]})
-    return {name: spreads(runs) | {key: runs[0][key] for key in SETTINGS} for name, runs in groups.items()}
+def html_page(markdown, kind):
+    """Return Markdown as a page of HTML that needs no network, with contents, and formulas as MathML.
+
+    The page's title is its kind, such as "Report", and its first heading. A picture that stands alone is a figure, and
+    a paragraph in italics after it is its caption. Columns whose headers are "a: b" and "a: c" share a header "a".
+    """
+    converter = MarkdownIt("commonmark").enable("table").use(anchors_plugin, max_level=4)
+    converter.use(dollarmath_plugin, allow_space=False, allow_digits=False, renderer=mathml)
+    body = converter.render(re.sub(r"(?ms)^```math$(.*?)^```$", r"\n$$\1$$\n", markdown))
+    body = re.sub(r'<a [^>]*><img|<img src="([^"]*)"[^>]*>', _picture_as_link, body)
+    caption = r"(?:\n<p><em>((?:(?!</em>|</p>).)*)</em></p>)?"
+    figure = r"<figure>\1<figcaption>\2</figcaption></figure>"
+    body = re.sub(rf"(?s)<p>(<a [^>]*><img [^>]*></a>)</p>{caption}", figure, body)
+    body = re.sub(r"(?s)<thead>.*?</thead>", _two_level_head, body)
+    body = body.replace("<table>", '<div class="table" tabindex="0"><table>').replace("</table>", "</table></div>")
+    # A browser shows Markdown raw. The gallery's figures are all in the report and its appendix.
+    body = re.sub(r'href="figures/README\.md[^"]*"', 'href="REPORT.html#appendix"', body)
+    body = re.sub(r'href="(README|REPORT)\.md', r'href="\1.html', body)
+    # No line breaks in "K = 16" and beside "±", except in code, nor between a formula and a full stop.
+    body = re.sub(r"(?s)<(pre|code)\b.*?</\1>|\b\w\s=\s(?=\S)|\s±\s", _bind, body)
+    formula = r'(?s)(<span class="math inline">(?:(?!</span>).)*</span>[.,;:)]+)'
+    body = re.sub(formula, r'<span class="whole">\1</span>', body)
+    headings = re.findall(r'<(h\d) id="([^"]*)">(.*?)</h', body)
+    return page("page.html.j2", {"kind": kind, "headings": headings, "body": body})
 
 
-def derived(run):
-    """Work out what tables and prose say of a run's codes and images besides what was measured."""
-    carried = [nats for nats in run["kl_per_dimension"] if nats > CARRYING]
-    return {
-        "error": 1000 * run["reconstruction_mse"],
-        "overfitting": run["train_elbo"] - run["elbo"],
-        "gap": run["iw_log_likelihood"] - run["iw_elbo"],
-        "carrying": len(carried),
-        "idle": len(run["kl_per_dimension"]) - len(carried),
-        "idle_kl": run["kl"] - sum(carried),
-        "idle_but_active": run["active_units"] - len(carried),
-    }
+def mathml(latex, options):
+    """Return a formula as MathML, on a line of its own if the options of dollarmath's renderer say so."""
+    math = convert(latex.strip(), display="block" if options["display_mode"] else "inline")
+    for found, meant in OPERATORS.items():
+        math = math.replace(found, meant)
+    return math
 
 
-def measured_in(experiment, evidence):
-    """Return the measurements of the runs of an experiment."""
-    return [run for run in evidence["runs"] if run["name"] in evidence["experiments"][experiment]]
+def _picture_as_link(match):
+    return f'<a href="{match[1]}">{match[0]}</a>' if match[1] else match[0]
 
 
-def budget_seconds(evidence):
-    """Return the measurements of the runs of some lengths, with "seconds" at the speed that the benchmark measured."""
-
-    def seconds(run):
-        return run["epochs"] * evidence["epoch_images"] / evidence["images_per_second"][run["architecture"]]
-
-    return [run | {"seconds": seconds(run)} for run in measured_in("budgets", evidence)]
-
-
-def places(results):
-    """Return all that templates may name."""
-    evidence, groups = results["evidence"], over_seeds(results["evidence"])
-    experiments = {}
-    for name in evidence["experiments"]:
-        runs = measured_in(name, evidence)
-        names = dict.fromkeys(run["group"] for run in runs)
-        experiments[name] = {"runs": runs, "groups": [groups[group] for group in names]}
-    experiments["budgets"]["runs"] = budget_seconds(evidence)
-    return results | {"over_seeds": groups, "experiments": experiments}
+def _two_level_head(match):
+    cells = [(style, *text.rpartition(": ")) for style, text in re.findall(r"<th( [^>]*)?>(.*?)</th>", match[0])]
+    groups = [(group, len(list(members))) for group, members in groupby(group for _, group, _, _ in cells)]
+    upper = "".join(f'<th colspan="{columns}">{group}</th>' for group, columns in groups)
+    lower = "".join(f"<th{style}>{text}</th>" for style, _, _, text in cells)
+    return f"<thead><tr>{upper}</tr><tr>{lower}</tr></thead>" if any(group for group, _ in groups) else match[0]
 
 
-def write_pages(folder, results):
-    """Write the pages to `folder`; a place that a template names and the results lack is an error."""
-    for name in PAGES:
-        write_text(folder / name, page(f"{name}.j2", places(results), FOLDER))
-    write_text(folder / "REPORT.html", report_html((folder / "REPORT.md").read_text(encoding="utf-8"), results["runs"]))
-
-
-def report_html(report, runs):
-    """Return REPORT.md as HTML, with all figures of the runs, {name: ...}, in an appendix."""
-    return html_page(report + page("appendix.md.j2", {"runs": runs, "stages": STAGES}, FOLDER))
-
-
-def main():
-    """Write the project's own pages."""
-    project = FOLDER.parent
-    write_pages(project, json.loads((project / "figures" / "evidence" / "results.json").read_text(encoding="utf-8")))
+def _bind(match):
+    return match[0] if match[1] else re.sub(r"\s", "\u00a0", match[0])
 
 
 if __name__ == "__main__":
-    main()
+    write_pages(json.loads((PROJECT / "figures" / "evidence" / "results.json").read_text(encoding="utf-8")))

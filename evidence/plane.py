@@ -1,78 +1,64 @@
-"""The plane of codes of a VAE with two latent dimensions, under the reader's pointer: one HTML file."""
+"""The page to touch: the plane of codes of a VAE with K = 2 under the reader's pointer, in one HTML file."""
 
-import math
 from base64 import b64encode
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.colors import to_hex
 from PIL import Image
-from torch.nn import functional
 
-from config import STAGES
-from drawing import mosaic
-from evidence.pages import FOLDER
+from checkpoints import model_at
+from drawing import PALETTE, mosaic, run_title
 from files import write_text
-from mnist import evenly_spaced
 from report import page
-from train import decode, encode_means
-from tsne import DIGIT_COLORS, LIMIT
+from train import STAGES, decode, encode_means
+from tsne import LIMIT
 
-SIDE = 49  # decoded digits along each axis
-CROWDING = 2.5  # by sinh nearer to each other towards 0, where classes meet: 0.09 apart there, 0.42 at the edge
-DIGITS = 1600  # test images whose codes are shown
-IN_A_ROW = 40  # of the picture that holds them
-GREYS = 16
+SIDE = 65  # decoded images along each axis
+DIGITS = 1000  # test digits whose codes are shown
+IN_A_ROW = 20  # of the picture that holds them
+QUALITY = 40  # of the pictures, from 0 to 100
 
 
-def write_plane(stages, dataset, path):
-    """Write the page to `path`.
+def make(checkpoint, dataset, folder):
+    """Write plane.html to `folder`: at three stages of a training, what each code decodes to, and codes of test digits.
 
     Parameters
     ----------
-    stages : dict
-        At each stage of a training, named as in `config.STAGES`, its `VAE` of two latent dimensions.
+    checkpoint : dict
+        Of a network with K = 2, as `checkpoints.read_checkpoint` returns it.
     dataset : mnist.Dataset
-        Of its test images `DIGITS` are shown, evenly spaced.
-    path : path-like
-        HTML file to write; at most 1.5 MB, complete in itself.
+    folder : path-like
     """
-    images, labels = (evenly_spaced(part, DIGITS) for part in (dataset.test_images, dataset.test_labels))
-    whole_rows = functional.pad(images, (0, 0) * 3 + (0, -len(images) % IN_A_ROW))
+    digits = dataset.test.choose(min(DIGITS, len(dataset.test.labels)) // IN_A_ROW * IN_A_ROW)
+    z2, z1 = torch.meshgrid(torch.linspace(LIMIT, -LIMIT, SIDE), torch.linspace(-LIMIT, LIMIT, SIDE), indexing="ij")
+    z = torch.stack([z1.flatten(), z2.flatten()], dim=1)  # in rows from the top: z_1 grows to the right, z_2 upwards
+    stages = []
+    for stage, iteration in checkpoint["history"]["stages"].items():
+        model = model_at(checkpoint, stage)
+        plane, codes = decode(model, z).view(SIDE, SIDE, 28, 28), encode_means(model, digits.images).astype(float)
+        classes = {label: codes[digits.labels == label] for label in digits.labels.unique().tolist()}
+        medians = {label: np.median(codes, axis=0).round(2).tolist() for label, codes in classes.items()}
+        shown = {"plane": picture(plane), "codes": codes.round(2).tolist(), "medians": medians}
+        stages.append({"name": STAGES[stage], "iteration": iteration, **shown})
     values = {
-        "stages": [_stage(STAGES[stage], model, images) for stage, model in stages.items()],
-        "architecture": next(iter(stages.values())).architecture,
-        "dataset": dataset.name,
-        "labels": "".join(map(str, labels.tolist())),
-        "digits": _picture(whole_rows.view(-1, IN_A_ROW, 28, 28)),
-        "digits_in_a_row": IN_A_ROW,
-        "colors": [to_hex(color) for color in DIGIT_COLORS],
+        "network": run_title(checkpoint["architecture"], checkpoint["latent_dim"]),
+        "note": dataset.note,
+        "stages": stages,
+        "labels": digits.labels.tolist(),
+        "digits": picture(digits.images.view(-1, IN_A_ROW, 28, 28)),
+        "in_a_row": IN_A_ROW,
+        "colors": [to_hex(color) for color in PALETTE],
         "limit": LIMIT,
         "side": SIDE,
-        "crowding": CROWDING,
     }
-    write_text(path, page("plane.html.j2", values, FOLDER))
+    write_text(Path(folder) / "plane.html", page("plane.html.j2", values, Path(__file__).resolve().parent))
 
 
-def _stage(name, model, images):
-    """Return what the page shows of a stage: the plane decoded, z_2 growing upwards, and codes in hundredths."""
-    values = LIMIT * torch.sinh(CROWDING * torch.linspace(-1, 1, SIDE)) / math.sinh(CROWDING)
-    z2, z1 = torch.meshgrid(values.flip(0), values, indexing="ij")
-    decoded = decode(model, torch.stack([z1.flatten(), z2.flatten()], dim=1)).view(SIDE, SIDE, 28, 28)
-    codes = encode_means(model, images)
-    return {
-        "name": name,
-        "plane": _picture(decoded),
-        "codes": np.rint(100 * codes).astype(int).flatten().tolist(),
-        "outside": int((np.abs(codes) > LIMIT).any(axis=1).sum()),
-    }
-
-
-def _picture(images):
-    """Return images (rows, columns, 28, 28) with values in [0, 1] as the text of one PNG of 16 greys, in base64."""
-    levels = np.rint((GREYS - 1) * mosaic(images, gap=0)).astype(np.uint8)
-    picture, buffer = Image.fromarray(levels).convert("P"), BytesIO()
-    picture.putpalette([255 * level // (GREYS - 1) for level in range(GREYS) for _ in "RGB"])
-    picture.save(buffer, "png", bits=4, optimize=True)
+def picture(images):
+    """Return images (rows, columns, 28, 28) as one WebP picture, in base64."""
+    pixels, buffer = (255 * mosaic(images, gap=0)).round().astype(np.uint8), BytesIO()
+    Image.fromarray(pixels).save(buffer, "WebP", quality=QUALITY)
     return b64encode(buffer.getvalue()).decode("ascii")

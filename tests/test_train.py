@@ -1,61 +1,64 @@
 """Training, measuring and the learning curve: against direct computations on the same draws."""
 
 import math
-from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import scipy.ndimage
 import torch
-from conftest import assert_equal_weights, make
-from torch.distributions import Independent, Normal, Uniform, kl_divergence
+from conftest import make
+from scipy.stats import norm, uniform
+from torch.distributions import Independent, Normal, kl_divergence
+from torch.testing import assert_close
 
 import train as training
-from config import SMALL_SET, STAGES, Settings, TrainConfig
-from ELBO import elbo_loss
-from runs import Run, choose_device
-from train import CPU, calibrated_sigma, evaluate, plot_elbo_curve, plot_elbo_curves, seeded, train
-from VAE import ARCHITECTURES
+from ELBO import elbo_loss, importance_weighted_log_likelihood
+from mnist import choose
+from train import STAGES, TrainConfig, calibrated_sigma, evaluate, seeded, train
 
-DEVICES = dict.fromkeys([CPU, choose_device("auto")])  # the accelerator too where there is one
+SHORT = TrainConfig(epochs=2, batch_size=16)  # of 40 images 4 are held out: batches of 16, 16 and 4, twice
 
 
-# --------------------------------------------------------------------------------------------------------- training
+@pytest.fixture
+def few(dataset):
+    """Forty real digits."""
+    return dataset.train.choose(40).images
 
 
-@pytest.mark.parametrize("device", DEVICES, ids=str)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_training_lowers_the_loss_on_real_digits(dataset, architecture, device):
-    model = make(architecture=architecture).to(device)
-    history = train(model, dataset.train_images[:256], TrainConfig(epochs=16, batch_size=64))
-    loss = history["loss"]
-    assert loss == pytest.approx(np.add(history["nll"], history["kl"]), rel=1e-6)
-    assert loss[-1] < loss[0] - 50  # nats
-    assert evaluate(model, dataset.test_images[:200])["elbo"] > -loss[0]
-    codes = training.encode_means(model, dataset.test_images[:20])
-    assert training.decode(model, torch.from_numpy(codes)).shape == (20, 1, 28, 28)
+def assert_same_weights(model, other):
+    assert_close(model.state_dict(), other.state_dict(), rtol=0, atol=0)
+
+
+# ---- Training
+
+
+def test_training_finds_a_much_better_bound_for_new_digits(trained, dataset):
+    assert evaluate(trained.model, dataset.test.images)["elbo"] > 50 - trained.history["loss"][0]
+
+
+def test_convolutional_network_learns_on_the_accelerator_if_there_is_one(dataset):
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    model, images = make(16, "conv").to(device), dataset.train.choose(100).images
+    history = train(model, images, TrainConfig(epochs=6, batch_size=32))
+    assert evaluate(model, images, 5, 5)["elbo"] > 50 - history["loss"][0]
+    assert training.decode(model, torch.from_numpy(training.encode_means(model, images))).shape == images.shape
 
 
 @pytest.mark.parametrize("sigma", [None, 0.5])
-def test_training_is_the_plain_loop_with_the_loss_of_torch_distributions(dataset, sigma):
-    images = dataset.train_images[:40].double()  # autocast leaves double precision alone
-    config = TrainConfig(epochs=2, batch_size=16, sigma=sigma)  # batches of 16, 16 and 4
-    model, reference = make().double(), make().double()
-    history = train(model, images, config)
-    optimizer = torch.optim.Adam(reference.parameters(), betas=training.ADAM_BETAS)
-    one_cycle = torch.optim.lr_scheduler.OneCycleLR
-    schedule = one_cycle(optimizer, config.learning_rate, 6, pct_start=training.WARM_UP, cycle_momentum=False)
-    losses = []
-    held_out = images[::10]
-    trained_on = images[[index for index in range(40) if index % 10]]
-    mean = trained_on.mean(0).clamp(training.LEAST_MEAN, 1 - training.LEAST_MEAN)
-    reference.mean_logits.copy_(torch.log(mean / (1 - mean)))
-    with seeded(config.seed):
+def test_training_is_the_plain_loop_with_the_loss_of_torch_distributions(few, sigma):
+    model, plain = make().double(), make().double()
+    history = train(model, few.double(), replace(SHORT, sigma=sigma))
+    images, held_out = training.split_off_calibration(few.double(), SHORT)
+    plain.mean_logits.copy_(images.mean(0).clamp(0.002, 0.998).logit())
+    optimizer = torch.optim.Adam(plain.parameters(), betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, 6, pct_start=0.15, cycle_momentum=False)
+    terms = []
+    with seeded(0):
         for _ in range(2):
             for batch in torch.randperm(36).split(16):
-                x = trained_on[batch]
-                recon_x, mu, logvar = reference(x)
+                x = images[batch]
+                recon_x, mu, logvar = plain(x)
                 decoder_sigma = sigma or (x - recon_x).square().mean().sqrt()
                 nll = -Independent(Normal(recon_x, decoder_sigma), 3).log_prob(x).mean()
                 kl = kl_divergence(Normal(mu, (logvar / 2).exp()), Normal(0.0, 1.0)).sum(1).mean()
@@ -63,290 +66,188 @@ def test_training_is_the_plain_loop_with_the_loss_of_torch_distributions(dataset
                 (nll + kl).backward()
                 optimizer.step()
                 schedule.step()
-                losses.append((nll + kl).item())
-                for _ in range(list(history["stages"].values()).count(len(losses))):
-                    reference.sigma.fill_(sigma or calibrated_sigma(reference, held_out))
-    assert history["loss"] == pytest.approx(losses, rel=1e-9)
-    for found, expected in zip(model.state_dict().values(), reference.state_dict().values(), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
-
-
-UNUSABLE_IMAGES = {
-    "integers": lambda images: images.round().int(),
-    "0 to 255": lambda images: 255 * images,
-    "a little below 0": lambda images: images - 1e-3,
-    "rows of pixels": lambda images: images.flatten(1),
-    "a NaN": lambda images: torch.cat([images, images[:1] * math.nan]),
-    "one": lambda images: images[:1],
-    "none": lambda images: images[:0],
-}
-
-
-@pytest.mark.parametrize("change", UNUSABLE_IMAGES.values(), ids=UNUSABLE_IMAGES)
-def test_images_that_cannot_be_trained_on_are_refused_before_anything(dataset, change):
-    model = make()
-    with pytest.raises(ValueError, match="images"):
-        train(model, change(dataset.train_images[:40]))
-    assert_equal_weights(model, make())
-
-
-def test_augmented_images_are_the_originals_under_linear_maps_near_the_identity(dataset):
-    images = dataset.train_images[:40]
-    with seeded(3):
-        augmented = training.augment(images)
-    with seeded(3):
-        changes = torch.empty(40, 2, 2).uniform_(-training.DISTORTION, training.DISTORTION).double().numpy()
-    center = np.full(2, 13.5)
-    for image, found, change in zip(images, augmented, changes, strict=True):
-        to_source = (np.eye(2) + change)[::-1, ::-1]  # scipy counts rows before columns
-        offset = center - to_source @ center
-        expected = scipy.ndimage.affine_transform(image[0].numpy(), to_source, offset, order=1, mode="grid-constant")
-        np.testing.assert_allclose(found[0], expected, atol=1e-4)
-
-
-@pytest.mark.parametrize(("plain_epochs", "expected"), [(0, [*range(1, 7)]), (1, [1, 2, 3]), (2, []), (5, [])])
-def test_images_are_augmented_in_all_epochs_but_the_last(dataset, monkeypatch, plain_epochs, expected):
-    seen, calls = [], []
-    monkeypatch.setattr("train.augment", lambda images: calls.append(len(seen) + 1) or images)
-    config = TrainConfig(epochs=2, batch_size=12, plain_epochs=plain_epochs)  # 36 images: 6 iterations
-    train(make(), dataset.train_images[:40], config, on_iteration=seen.append)
-    assert calls == expected
-
-
-@pytest.mark.parametrize(
-    ("iterations", "expected"),
-    [(1, (1, 1, 1)), (2, (1, 1, 2)), (5, (2, 2, 5)), (12, (4, 6, 12)), (100, (10, 50, 100)), (4690, (47, 2345, 4690))],
-)
-def test_stages_are_one_percent_half_and_all_of_the_training(iterations, expected):
-    assert training.stage_iterations(iterations) == dict(zip(STAGES, expected, strict=True))
-
-
-@pytest.mark.parametrize(("count", "batch_size", "iterations"), [(5, 128, 2), (72, 64, 4), (4, 1, 6)])
-def test_iterations_and_stages_are_told_in_time_whatever_the_batches(dataset, count, batch_size, iterations):
-    model, seen, losses = make(), [], []
-
-    def on_stage(*stage):
-        seen.append((*stage, len(losses), 0 < model.sigma < 1))
-
-    config = TrainConfig(epochs=2, batch_size=batch_size)
-    history = train(model, dataset.train_images[:count], config, on_stage, losses.append)
-    assert len(losses) == training.count_iterations(count, config) == iterations
-    assert losses == history["loss"]
-    assert history["stages"] == training.stage_iterations(iterations)
-    assert seen == [(stage, at, at, True) for stage, at in history["stages"].items()]
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_weights_follow_from_the_seed_and_nothing_else_is_touched(dataset, architecture):
-    def trained_with(seed):
-        model = make(architecture=architecture)
-        state = torch.get_rng_state()
-        train(model, dataset.train_images[:64], TrainConfig(epochs=2, batch_size=50, seed=seed))
-        assert torch.equal(torch.get_rng_state(), state)
-        torch.randn(7)  # of no influence on the next
-        return model
-
-    first = trained_with(seed=1)
-    with torch.no_grad():  # as in a script that only measures otherwise
-        assert_equal_weights(first, trained_with(seed=1))
-    with pytest.raises(AssertionError):
-        assert_equal_weights(first, trained_with(seed=2))
-
-
-@pytest.mark.parametrize(("device", "devices"), [("cpu", []), ("cuda:1", ["cuda:1"]), ("mps", ["mps"])])
-def test_seeding_restores_the_state_of_its_own_device_and_wakes_no_other(monkeypatch, device, devices):
-    forked, restored = [], torch.get_rng_state()
-    fork_rng = torch.random.fork_rng
-    monkeypatch.setattr(torch.random, "fork_rng", lambda *some, **kind: forked.append((*some, kind)) or fork_rng([]))
-    with seeded(3, torch.device(device)):
-        drawn = torch.randn(5)
-    assert forked == [([*map(torch.device, devices)], {"device_type": device.partition(":")[0]})]
-    assert torch.equal(drawn, torch.randn(5, generator=torch.Generator().manual_seed(3)))
-    assert torch.equal(torch.get_rng_state(), restored)
-
-
-@pytest.mark.parametrize(("count", "held_out"), [(2, 1), (29, 2), (9_999, 999), (12_345, 1000), (60_000, 1000)])
-def test_held_out_images_are_a_tenth_or_1000_from_all_over_the_set(count, held_out):
-    trained_on, chosen = training.hold_out(torch.arange(count))
-    assert len(chosen) == held_out
-    assert sorted([*trained_on.tolist(), *chosen.tolist()]) == list(range(count))
-    assert count - chosen[-1] <= math.ceil(count / held_out)  # up to the end
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("shade", [0.0, 1.0], ids=["black", "white"])
-def test_training_on_uniform_images_ends_with_the_sigma_of_rounding_to_a_byte(architecture, shade):
-    """Not below, where the density has no limit."""
-    model = make(architecture=architecture)
-    images = torch.full((32, 1, 28, 28), shade)
-    history = train(model, images, TrainConfig(epochs=10, batch_size=8))
-    assert all(map(math.isfinite, history["loss"]))
-    assert history["loss"][-1] < history["loss"][0]
-    assert model.sigma == pytest.approx(Uniform(0.0, 1 / 255).stddev)
-    assert math.isfinite(evaluate(model, images, 4, 4)["elbo"])
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("sigma", [None, 1.0])
-def test_far_too_high_learning_rate_is_a_clear_error(dataset, architecture, sigma):
-    config = TrainConfig(epochs=5, batch_size=64, learning_rate=1e30, sigma=sigma)
-    with pytest.raises(FloatingPointError, match=r"the loss is \S+ at iteration \d+: lower the learning rate"):
-        train(make(architecture=architecture), dataset.train_images[:256], config)
-
-
-@pytest.mark.parametrize("native", [True, False])
-def test_bfloat16_is_used_where_it_is_native_unless_told_otherwise(native, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native})
-    assert training.has_native_bfloat16(torch.device("cuda")) == native
-    assert not training.has_native_bfloat16(torch.device("mps"))
-    for config in (TrainConfig(), TrainConfig(float32=True)):
-        with training.mixed_precision(CPU, config):
-            product = torch.ones(2, 2) @ torch.ones(2, 2)
-        assert product.dtype == (torch.bfloat16 if native and not config.float32 else torch.float32)
-    monkeypatch.delattr(torch.cpu, "get_capabilities")  # an older torch
-    assert not training.has_native_bfloat16(CPU)
-
-
-# -------------------------------------------------------------------------------------------------------- measuring
-
-
-def test_evaluation_is_that_of_torch_distributions_on_the_same_draws(trained, dataset):
-    images = dataset.train_images[1000:2300]  # in portions of 1000 and 300
-    with seeded(7), torch.no_grad():
-        portions = [trained.model(x) for x in images.split(1000)]
-    recon_x, mu, logvar = (torch.cat(values).double() for values in zip(*portions, strict=True))
-    x, sigma = images.double(), trained.model.sigma.double()
-    nll = -Independent(Normal(recon_x, sigma), 3).log_prob(x)
-    kl = kl_divergence(Normal(mu, (logvar / 2).exp()), Normal(0.0, 1.0))
-    np.testing.assert_allclose(training.encode_means(trained.model, images), mu, rtol=1e-4)
-    with seeded(7):
-        assert calibrated_sigma(trained.model, images) == pytest.approx((x - recon_x).square().mean().sqrt().item())
-    elbo = -nll - kl.sum(1)
-    found = evaluate(trained.model, images, seed=7)
-    assert found.pop("kl_per_dimension") == pytest.approx(kl.mean(0).tolist(), rel=1e-5)
-    expected = {
-        "elbo": elbo.mean().item(),
-        "elbo_standard_error": (elbo.var() / 1300).sqrt().item(),
-        "nll": nll.mean().item(),
-        "kl": kl.sum(1).mean().item(),
-        "reconstruction_mse": (x - recon_x).square().mean().item(),
-        "active_units": 2,
-    }
-    assert found == pytest.approx(expected, rel=1e-5)
-
-
-def test_measurements_that_are_not_finite_or_have_no_images_are_clear_errors(dataset):
-    model = make()
-    for measure in (evaluate, training.encode_means):
-        with pytest.raises(ValueError, match=r"\(0, 1, 28, 28\)"):
-            measure(model, dataset.test_images[:0])
-    torch.nn.init.constant_(model.encoder[-1].bias, math.nan)
-    for measure in (evaluate, calibrated_sigma):
-        with pytest.raises(FloatingPointError, match="lower the learning rate"):
-            measure(model, dataset.test_images[:20])
-
-
-def test_unit_is_active_where_its_mean_varies_by_more_than_a_hundredth(dataset):
-    """Burda et al. 2016, section 5.1: 0.0095 is not enough, 0.0105 is, and a constant says nothing of the image."""
-    model, images = make(3), dataset.test_images[:100]
-    with torch.no_grad():
-        spread = model.encode(images)[0].std(0)
-        model.encoder[-1].weight[:3] *= (torch.tensor([0.0095, 0.0105, 0.0]).sqrt() / spread).unsqueeze(1)
-        model.encoder[-1].bias[2] = 5
-    assert evaluate(model, images)["active_units"] == 1
-
-
-def test_importance_weighted_bound_is_tighter_than_the_elbo_of_the_same_images(trained, dataset):
-    images = dataset.test_images[:100]
-    found = evaluate(trained.model, images, importance_images=20)
-    assert (found["iw_images"], found["iw_samples"]) == (20, 100)
+                terms.append([(nll + kl).item(), nll.item(), kl.item()])
     with seeded(0), torch.no_grad():
-        recon_x, mu, logvar = trained.model(images)
-        same_images = -elbo_loss(images, recon_x, mu, logvar, trained.model.sigma, reduction="none")[::5]
-    assert found["iw_elbo"] == pytest.approx(same_images.mean().item(), rel=1e-5)
-    assert found["iw_elbo"] < found["iw_log_likelihood"] < found["iw_elbo"] + 20
-    assert 0 < found["iw_standard_error"] < 2 * found["elbo_standard_error"] * math.sqrt(100 / 20)
+        plain.sigma.fill_(sigma or (held_out - plain(held_out)[0]).square().mean().sqrt())
+    assert np.transpose([history[name] for name in ("loss", "nll", "kl")]) == pytest.approx(np.array(terms))
+    assert_close(model.state_dict(), plain.state_dict(), rtol=1e-6, atol=1e-9)
 
 
-def test_evaluation_is_repeatable_and_leaves_no_trace(trained, dataset):
-    model, state = deepcopy(trained.model), torch.get_rng_state()
-    first, second, other = (evaluate(model, dataset.test_images[:50], 5, 5, *seed) for seed in ([], [0], [1]))
-    assert first == second
-    assert first["elbo"] != other["elbo"]
-    assert_equal_weights(model, trained.model)
+@pytest.mark.parametrize("augment", [False, True])
+def test_each_epoch_takes_all_images_in_a_new_order_but_those_held_out(augment, monkeypatch):
+    marks = torch.arange(40) / 39
+    batches, held_out = [], []
+    monkeypatch.setattr(training, "elbo_loss", lambda x, *given: batches.append(x[:, 0, 0, 0]) or elbo_loss(x, *given))
+    monkeypatch.setattr(training, "calibrated_sigma", lambda model, x: held_out.append(x[:, 0, 0, 0]) or 1.0)
+    monkeypatch.setattr(training, "augment", lambda x: x + 1)  # only when asked
+    train(make(), marks.view(-1, 1, 1, 1).expand(-1, 1, 28, 28), replace(SHORT, augment=augment))
+    assert [len(batch) for batch in batches] == [16, 16, 4, 16, 16, 4]
+    assert not torch.equal(batches[0], batches[3])
+    for epoch in (batches[:3], batches[3:]):
+        assert_close(torch.cat([*epoch, held_out[-1] + augment]).sort().values, marks + augment)
+
+
+@pytest.mark.parametrize(("count", "held_out"), [(2, 1), (29, 2), (9_999, 999), (60_000, 1000)])
+def test_held_out_images_are_a_tenth_or_1000_of_both_groups_of_writers(count, held_out):
+    """MNIST's images come in turns from two groups. The others stay in their order."""
+    config, places = TrainConfig(), torch.arange(count)
+    others, chosen = training.split_off_calibration(places, config)
+    assert len(chosen) == training.calibration_count(count, config) == held_out
+    assert torch.equal(torch.cat([others, chosen]).sort().values, places)
+    assert torch.equal(others.sort().values, others)
+    for some in (chosen, choose(count, held_out)):
+        assert (some % 2).double().mean().item() == pytest.approx(0.5, abs=2 / held_out**0.5)  # 4 standard errors
+
+
+def test_weights_follow_from_the_seed_and_nothing_else_is_touched(few):
+    state, models = torch.get_rng_state(), [make() for _ in range(3)]
+    for model, seed in zip(models, (1, 1, 2), strict=True):
+        train(model, few, replace(SHORT, seed=seed))
+    assert_same_weights(*models[:2])
+    assert models[2].sigma != models[1].sigma
     assert torch.equal(torch.get_rng_state(), state)
 
 
-# --------------------------------------------------------------------------------------------------- learning curve
+def test_looking_at_a_training_changes_nothing(few, monkeypatch):
+    plain, watched, seen, losses = make(), make(), [], []
+    train(plain, few, SHORT)
+    monkeypatch.setattr(training, "stage_iterations", lambda _: {"begin": 1, "middle": 2, "more": 2, "end": 6})
+
+    def on_stage(*stage):
+        seen.append((*stage, len(losses), 0 < watched.sigma < 1))
+        evaluate(watched, few)
+
+    history = train(watched, few, SHORT, on_stage, lambda *iteration: losses.append(iteration))
+    assert_same_weights(plain, watched)
+    assert seen == [("begin", 1, 1, True), ("middle", 2, 2, True), ("more", 2, 2, True), ("end", 6, 6, True)]
+    assert losses == list(enumerate(history["loss"], start=1))
 
 
-def find_line(axes, label):
-    return next(line for line in axes.lines if line.get_label() == label)
+def test_stages_are_one_percent_half_and_all_of_the_training():
+    expected = {1: (1, 1, 1), 2: (1, 1, 2), 5: (2, 2, 5), 12: (4, 6, 12), 100: (10, 50, 100), 4690: (47, 2345, 4690)}
+    for iterations, stages in expected.items():
+        assert training.stage_iterations(iterations) == dict(zip(STAGES, stages, strict=True))
 
 
-@pytest.mark.parametrize(("until", "measured", "shown"), [(300, 3, 3), (150, 3, 2), (150, 1, 1)])
-def test_curve_shows_what_was_reached_and_measured(history, drawn, tmp_path, until, measured, shown):
-    points = [("begin", 10, -60.0), ("middle", 150, 380.0), ("end", 300, 720.0)]
-    plot_elbo_curve(history, tmp_path / "a.png", {stage: elbo for stage, _, elbo in points[:measured]}, until)
-    for axes, name in zip(drawn[0].axes, ("loss", "nll", "kl"), strict=True):
-        values = -np.array(history[name][:until])
-        assert np.array_equal(axes.lines[0].get_ydata(), values)
-        iterations, smooth = find_line(axes, "training batches, running mean").get_data()
-        assert np.array_equal(iterations, np.arange(1, until + 1))
-        near = [abs(iterations - i) <= 0.1 * i + 1e-9 for i in iterations]
-        assert smooth == pytest.approx([values[window].mean() for window in near])
-    found = find_line(drawn[0].axes[0], "test set").get_xydata()
-    assert np.array_equal(found, [point[1:] for point in points[:shown]])
-    assert drawn[0].axes[0].get_ylim()[1] > points[shown - 1][2]
-    assert drawn[0].axes[2].get_ylim()[1] > 0  # the most that the KL's part can be
+def test_iterations_are_ten_epochs_of_128_images_unless_told_otherwise(few):
+    assert training.iterations_of(60_000, TrainConfig()) == 10 * math.ceil(59_000 / 128)
+    assert len(train(make(), few, TrainConfig(epochs=np.int64(2)))["loss"]) == 2
 
 
-def test_curves_of_runs_are_told_apart_by_colour_and_style(history, drawn, tmp_path):
-    runs = [Run(architecture, dim, TrainConfig()) for architecture in ("conv", "mlp") for dim in (2, 16, 32)]
-    plot_elbo_curves(dict.fromkeys(runs, history), tmp_path / "a.png")
-    plot_elbo_curve(history, tmp_path / "b.png")
-    (axes,), smooth = drawn[0].axes, drawn[1].axes[0].lines[1].get_ydata()
-    for run in runs:
-        assert np.array_equal(find_line(axes, run.name).get_ydata(), smooth)
-    assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == len(runs)
+def test_augmented_images_are_the_originals_under_linear_maps_near_the_identity(few):
+    with seeded(3):
+        augmented = training.augment(few)
+    changes = torch.empty(40, 2, 2).uniform_(-0.1, 0.1, generator=torch.Generator().manual_seed(3)).numpy()
+    center = np.full(2, 13.5)
+    for image, found, change in zip(few, augmented, changes, strict=True):
+        to_source = (np.eye(2) + change)[::-1, ::-1]  # scipy counts rows before columns
+        offset = center - to_source @ center
+        expected = scipy.ndimage.affine_transform(image[0], to_source, offset, order=1, mode="grid-constant")
+        np.testing.assert_allclose(found[0], expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("length", [1, 6, 100])
-def test_axes_hold_the_whole_curve_but_for_its_first_tenth(length, drawn, tmp_path):
-    nll = [-float(value**2) for value in range(length)]
-    plot_elbo_curve({"loss": nll, "nll": nll, "kl": [0.0] * length, "stages": {}}, tmp_path / "a.png")
-    low, high = drawn[0].axes[0].get_ylim()
-    first, last = (length // 10) ** 2, (length - 1) ** 2
-    margin = 0.1 * (last - first) or 1.0
-    assert first - margin <= low < first
-    assert last < high <= last + margin
-    assert length < drawn[0].axes[0].get_xlim()[1] < 1.5 * length
+@pytest.mark.parametrize("sigma", [None, 1.0])
+def test_far_too_high_learning_rate_is_a_clear_error_and_so_is_measuring_its_result(few, sigma):
+    model = make()
+    config = replace(SHORT, learning_rate=1e30, sigma=sigma)
+    for act in (lambda: train(model, few, config), lambda: evaluate(model, few), lambda: calibrated_sigma(model, few)):
+        with pytest.raises(FloatingPointError, match="lower the learning rate"):
+            act()
 
 
-# --------------------------------------------------------------------------------------------------------- settings
+def test_images_that_cannot_be_trained_on_are_refused_before_anything(few):
+    model = make()
+    for images in (255 * few, few - 1e-3, few.flatten(1), few.where(few < 1, math.nan), few[:1], few[:0]):
+        with pytest.raises(ValueError, match="images"):
+            train(model, images)
+    assert_same_weights(model, make())
 
 
-@pytest.mark.parametrize(
-    ("name", "values"),
-    [
-        ("epochs", [0, -1, 2.5, True, None, "3", math.nan]),
-        ("batch_size", [0, -1, 2.5, True, None, math.inf]),
-        ("learning_rate", [0, -1e-3, math.nan, math.inf, None, "1e-3"]),
-        ("seed", [-1, 0.5, True, None, 2**40]),
-        ("sigma", [0, 0.0, -1.0, math.nan, math.inf, "1"]),
-        ("plain_epochs", [-1, 0.5, True, None]),
-    ],
-)
-def test_settings_that_cannot_be_used_are_named(name, values):
-    for value in values:
-        with pytest.raises(ValueError, match=f"^{name.replace('_', '-')}: found .*, expected "):
-            TrainConfig(**{name: value})
+# ---- Measuring
 
 
-def test_small_set_is_trained_for_longer_unless_told_otherwise():
-    assert Settings().train_config(SMALL_SET - 1) == TrainConfig(epochs=60)
-    assert Settings().train_config(SMALL_SET) == TrainConfig() == TrainConfig(epochs=10)
-    config = TrainConfig(epochs=3, plain_epochs=1, seed=7, learning_rate=0.1)
-    for count in (10, SMALL_SET):
-        assert Settings(**asdict(config)).train_config(count) == config
+def test_evaluation_is_that_of_torch_distributions_on_the_same_draws(trained, dataset):
+    model, images, chosen = trained.model, dataset.train.images[:1100], choose(1100, 20)
+    with seeded(0), torch.no_grad():
+        portions = [model(x) for x in images.split(1000)]
+        bound = importance_weighted_log_likelihood(model, images[chosen], 200)
+    recon_x, mu, logvar = (torch.cat(values).double() for values in zip(*portions, strict=True))
+    nll = -Independent(Normal(recon_x, model.sigma.double()), 3).log_prob(images.double())
+    kl = kl_divergence(Normal(mu, (logvar / 2).exp()), Normal(0.0, 1.0))
+    elbo = -nll - kl.sum(1)
+    means = {"elbo": elbo, "nll": nll, "kl": kl.sum(1), "mse": (images - recon_x).square()}
+    means |= {"iw_log_likelihood": bound, "iw_elbo": elbo[chosen]}
+    errors = {"elbo_standard_error": elbo, "iw_gap_standard_error": bound - elbo[chosen]}
+    expected = {name: values.mean().item() for name, values in means.items()} | {"active_units": 2}
+    expected |= {name: values.std().item() / len(values) ** 0.5 for name, values in errors.items()}
+    found = evaluate(model, images, importance_images=20)
+    assert found.pop("kl_per_dimension") == pytest.approx(kl.mean(0).tolist(), rel=1e-5)
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert found["iw_elbo"] < found["iw_log_likelihood"]
+    assert found["elbo"] != evaluate(model, images, seed=1)["elbo"]
+    np.testing.assert_allclose(training.encode_means(model, images), mu, rtol=1e-4)
+    assert_close(training.decode(model, mu.float()), model.decode(mu.float()).detach())
+
+
+def test_calibrated_sigma_is_the_root_of_the_mean_squared_error_but_at_least_that_of_rounding(trained, dataset):
+    images = dataset.test.images.repeat(2, 1, 1, 1)[:1100]
+    with seeded(0), torch.no_grad():
+        squares = torch.cat([(x - trained.model(x)[0]).square() for x in images.split(1000)])
+    assert calibrated_sigma(trained.model, images) == pytest.approx(squares.mean().sqrt().item())
+    black = make()
+    black.mean_logits.fill_(-1000)
+    assert calibrated_sigma(black, torch.zeros(5, 784)) == pytest.approx(uniform(0, 1 / 255).std())
+
+
+def test_unit_is_active_where_its_mean_varies_by_more_than_a_hundredth(few):
+    """Burda et al. 2016, section 5.1: 0.0095 is not enough, 0.0105 is, and a constant says nothing of the image."""
+    model = make(3)
+    spread = model.encode(few)[0].std(0)
+    model.encoder[-1].weight.data[:3] *= (torch.tensor([0.0095, 0.0105, 0.0]).sqrt() / spread).unsqueeze(1)
+    model.encoder[-1].bias.data[2] = 5
+    assert evaluate(model, few)["active_units"] == 1
+
+
+def test_mean_image_has_the_density_of_a_gaussian_around_it(dataset):
+    train_images, test_images = dataset.train.images[:300], dataset.test.images
+    mean = train_images.numpy().mean(0)
+    exact = norm.logpdf(test_images, mean, (train_images.numpy() - mean).std())
+    assert training.mean_image_elbo(train_images, test_images) == pytest.approx(784 * exact.mean(), rel=1e-5)
+
+
+# ---- Learning curve
+
+
+@pytest.mark.parametrize(("length", "reach"), [(5, 0), (250, 2), (1000, 10)])
+def test_smoothed_is_the_mean_of_two_percent_of_the_values(length, reach):
+    values = np.random.default_rng(0).standard_normal(length)
+    window = np.ones(2 * reach + 1)
+    expected = np.convolve(values, window, "same") / np.convolve(np.ones(length), window, "same")
+    assert training.smoothed(values) == pytest.approx(expected)
+
+
+def test_curve_shows_bound_and_kl_up_to_an_iteration_and_the_test_bounds(trained, drawn, tmp_path):
+    training.plot_elbo_curve(trained.history, tmp_path / "a.png", {1: -1000.0, 24: 30.0}, until=24)
+    top, bottom = drawn[0].axes
+    for axes, values in ((top, -np.array(trained.history["loss"])), (bottom, np.array(trained.history["kl"]))):
+        for line, expected in zip(axes.lines[:2], (values[:24], training.smoothed(values[:24])), strict=True):
+            assert np.array_equal(line.get_data(), [range(1, 25), expected])
+    assert top.lines[2].get_xydata().tolist() == [[1, -1000], [24, 30]]
+    assert top.get_ylim()[0] < -1000
+
+
+def test_curves_of_all_runs_fill_one_figure_but_for_their_first_percent(drawn, tmp_path):
+    losses = {"a": [1e6, 1e6, *range(198)], "b": [-500.0]}
+    training.plot_elbo_curves({label: {"loss": loss} for label, loss in losses.items()}, tmp_path / "a.png")
+    (axes,) = drawn[0].axes
+    a, b = (training.smoothed(-np.array(loss)) for loss in losses.values())
+    shown = {line.get_label(): line.get_ydata().tolist() for line in axes.lines}
+    assert (shown["a"], shown["b"]) == (a.tolist(), b.tolist())
+    margin = 0.05 * (500 - a[2:].min()) + 1
+    assert axes.get_ylim() == pytest.approx((a[2:].min() - margin, 500 + margin))
+
+
+def test_curves_are_written_as_png(trained, tmp_path):
+    training.plot_elbo_curve(trained.history, tmp_path / "one.png")
+    training.plot_elbo_curves({"mlp": trained.history}, tmp_path / "all.png")
+    assert [path.read_bytes()[1:4] for path in tmp_path.iterdir()] == [b"PNG", b"PNG"]

@@ -1,0 +1,161 @@
+"""Runs with names: trained side by side, measured once, and remembered beside their checkpoints."""
+
+import hashlib
+import json
+import os
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import NamedTuple
+
+import joblib
+import torch
+
+from checkpoints import model_at, train_or_resume
+from evidence.posterior import sample_posterior
+from files import say, write_text
+from main import TSNE_IMAGES, begin_worker
+from sample_from_prior import sample_prior
+from train import TrainConfig, calibrated_sigma, encode_means, evaluate, split_off_calibration
+from tsne import knn_accuracy
+from VAE import PIXELS
+
+LATENT_DIM = 16  # of the questions that take a single size
+PERMUTED = "permuted"  # variant: the pixels of all images in one and the same random order
+SIGMA = "sigma"  # how the name of a variant with a fixed sigma begins, such as "sigma0.5"
+SETTINGS = ("architecture", "latent_dim", "variant", "sigma_rule")  # what runs share that differ in their seed alone
+HERE = Path(__file__).resolve().parent
+MEASURING = [*sorted(HERE.parent.glob("*.py")), *(HERE / name for name in ("training.py", "judge.py", "posterior.py"))]
+
+
+class Run(NamedTuple):
+    """A training like those of main.py, but for these."""
+
+    architecture: str
+    latent_dim: int
+    seed: int = 0
+    variant: str = ""
+
+    @property
+    def group(self):
+        """The name without the seed, such as "conv_z16" or "mlp_z16_sigma0.5"."""
+        return "_".join(filter(None, [self.architecture, f"z{self.latent_dim}", self.variant]))
+
+    @property
+    def name(self):
+        """Such as "conv_z16", which is main.py's run, or "mlp_z16_permuted_seed2"."""
+        return self.group + (f"_seed{self.seed}" if self.seed else "")
+
+    @property
+    def config(self):
+        """The `TrainConfig` of the run."""
+        fixed = self.variant.startswith(SIGMA)
+        return TrainConfig(seed=self.seed, sigma=float(self.variant.removeprefix(SIGMA)) if fixed else None)
+
+
+def permuted(dataset):
+    """Return a data set with the pixels of all images in one and the same random order."""
+    order = torch.randperm(PIXELS, generator=torch.Generator().manual_seed(0))
+
+    def move(part):
+        return replace(part, pixels=part.pixels.flatten(1)[:, order].view_as(part.pixels))
+
+    return replace(dataset, train=move(dataset.train), test=move(dataset.test))
+
+
+def measure_all(runs, dataset, judge, folder, resume):
+    """Train and measure runs, as many at once as there are processors: {name: what `measure_one` returns}.
+
+    Checkpoints and measurements are kept in `folder`. With `resume` those that still hold are taken over.
+    """
+    jobs = min(len(runs), joblib.cpu_count(only_physical_cores=True))
+    more = dataset, judge, folder, resume, os.getpid()
+    calls = [joblib.delayed(measure_one)(run, line % jobs, *more) for line, run in enumerate(runs)]
+    measured = {}
+    for numbers in joblib.Parallel(jobs, return_as="generator")(calls):
+        measured[numbers["name"]] = numbers
+        say(f"{len(measured)} of {len(runs)}: {numbers['name']}, test ELBO {numbers['elbo']:.1f} nats")
+    return measured
+
+
+def measure_one(run, line, dataset, judge, folder, resume, parent):
+    """Train a run, or take it over, and measure it: what results.json says of it."""
+    if os.getpid() != parent:
+        begin_worker(parent)
+    torch.set_num_threads(1)
+    data, path = permuted(dataset) if run.variant == PERMUTED else dataset, folder / f"{run.name}.pt"
+    checkpoint = train_or_resume(path, run.architecture, run.latent_dim, data, run.config, resume=resume, line=line)
+    measurement = partial(measure, run, checkpoint, data, judge)
+    numbers = remembered(path.with_suffix(".json"), checkpoint["made_from"], resume, measurement)
+    return {"name": run.name, **run._asdict(), "sigma_rule": run.config.sigma or "calibrated", **numbers}
+
+
+def remembered(path, made_from, resume, measurement):
+    """Return what `measurement()` gives, and keep it at `path`; with `resume`, take over what is there.
+
+    What was made from something else, or measured by other code, is not taken over.
+    """
+    origin = made_from | {"measured_by": hash_of(b"".join(file.read_bytes() for file in MEASURING))}
+    if resume and path.exists():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["made_from"] == origin:
+            return kept["measured"]
+    measured = measurement()
+    write_text(path, json.dumps({"made_from": origin, "measured": measured}, allow_nan=False))
+    return measured
+
+
+def hash_of(content):
+    """Return a hash of bytes or of an array, in hexadecimal digits."""
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def measure(run, checkpoint, dataset, judge):
+    """Measure a trained run on test images, and its samples: a dict of numbers.
+
+    These are the results of `evaluate`; "sigma"; "knn_accuracy" of the codes; "fitted_sigma", calibrated on held-out
+    images whatever sigma was in training, with "elbo_with_fitted_sigma"; and what the judge says of samples from the
+    prior and from the mixture fitted to codes, such as "prior_recognised". It knows no digits with permuted pixels.
+    """
+    model, digits = model_at(checkpoint), dataset.test.choose(TSNE_IMAGES)
+    measured = {
+        "train_seconds": checkpoint["train_seconds"],
+        "sigma": model.sigma.item(),
+        **evaluate(model, dataset.test.images),
+        "knn_accuracy": knn_accuracy(encode_means(model, digits.images), digits.labels.numpy()),
+    }
+    if run.variant != PERMUTED:
+        prior = sample_prior(model, judge.count, run.seed)
+        mixture = sample_posterior(model, dataset.train, judge.count, run.seed)
+        for source, images in {"prior": prior, "mixture": mixture}.items():
+            measured |= {f"{source}_{key}": value for key, value in judge.rate(images).items()}
+    _, calibration_pixels = split_off_calibration(dataset.train.pixels, run.config)
+    model.sigma.fill_(calibrated_sigma(model, calibration_pixels / 255))
+    refitted = evaluate(model, dataset.test.images)["elbo"]
+    return measured | {"fitted_sigma": model.sigma.item(), "elbo_with_fitted_sigma": refitted}
+
+
+def over_seeds(runs):
+    """Summarise measured runs that differ in their seed alone.
+
+    Returns
+    -------
+    dict
+        {group: {...}}: its "architecture", "latent_dim", "variant" and "sigma_rule", and for each measurement that is a
+        number a dict of the "mean" and its "standard_error".
+    """
+    groups, summaries = {}, {}
+    for run in runs:
+        groups.setdefault(Run(*(run[field] for field in Run._fields)).group, []).append(run)
+    for name, (first, *more) in groups.items():
+        numbers = [key for key in first if key not in {*SETTINGS, "seed"} and isinstance(first[key], int | float)]
+        summaries[name] = {key: first[key] for key in SETTINGS}
+        summaries[name] |= {key: mean_and_error([run[key] for run in (first, *more)]) for key in numbers}
+    return summaries
+
+
+def mean_and_error(values):
+    """Return the "mean" and its "standard_error", None if there is a single value."""
+    error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+    return {"mean": fmean(values), "standard_error": error}

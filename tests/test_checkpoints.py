@@ -1,0 +1,144 @@
+"""Weights on disk: kept bit by bit, taken over where a training would make the same, refused where they are damaged."""
+
+import pickle
+import runpy
+import shutil
+import sys
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make
+from PIL import Image
+from test_mnist import write_set
+
+import checkpoints
+import mnist
+from checkpoints import model_at, read_checkpoint, run_figure_script, save_checkpoint, train_or_resume
+from files import InputError
+from train import STAGES, TrainConfig, train
+
+CONFIG = TrainConfig(epochs=2, batch_size=16, seed=5)
+
+
+@pytest.fixture(scope="module")
+def few(dataset):
+    """Forty digits to train on and twenty to test on."""
+    return mnist.Dataset("MNIST", "disk", dataset.train.choose(40), dataset.test.choose(20))
+
+
+@pytest.fixture(scope="module")
+def path(few, tmp_path_factory):
+    """A checkpoint of a short training, in a new folder."""
+    path = tmp_path_factory.mktemp("runs") / "new" / "mlp_z2.pt"
+    train_or_resume(path, "mlp", 2, few, CONFIG)
+    return path
+
+
+def test_checkpoint_holds_the_training_of_its_seed_bit_by_bit(path, few):
+    model, weights = make(seed=5), {}
+    history = train(
+        model, few.train.images, CONFIG, lambda stage, _: weights.update({stage: deepcopy(model.state_dict())})
+    )
+    checkpoint = read_checkpoint(path)
+    assert checkpoint["history"] == history
+    assert checkpoint["train_seconds"] > 0
+    assert checkpoint["stages"].keys() == STAGES.keys()
+    for stage in STAGES:
+        torch.testing.assert_close(model_at(checkpoint, stage).state_dict(), weights[stage], rtol=0, atol=0)
+
+
+def test_training_is_taken_over_only_with_the_same_code_settings_and_data(few, tmp_path, monkeypatch):
+    def made_at(resume=True, latent_dim=2, data=few, config=CONFIG):
+        train_or_resume(tmp_path / "a.pt", "mlp", latent_dim, data, config, resume=resume)
+        return (tmp_path / "a.pt").stat().st_mtime_ns
+
+    code = [Path(shutil.copy(file, tmp_path)) for file in checkpoints.CODE]
+    monkeypatch.setattr(checkpoints, "CODE", code)
+    times = [made_at()]
+    assert made_at() == times[0]
+    other_data, other_config = replace(few, train=few.test), replace(CONFIG, seed=1)
+    for change in ({"resume": False}, {"latent_dim": 1}, {"data": other_data}, {"config": other_config}):
+        times.append(made_at(**change))
+    for file in code:
+        file.write_text("edited")
+        times.append(made_at())
+    monkeypatch.setattr(torch, "__version__", "another")
+    times.append(made_at())
+    assert len(set(times)) == len(times)
+
+
+class Intruder:
+    """An object whose unpickling makes a folder."""
+
+    def __reduce__(self):
+        return Path.mkdir, (Path("trace"),)
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_checkpoint("a.pt", make(), {"end": make().state_dict()}, more=Intruder())
+    with pytest.raises(InputError, match=r"^a\.pt: not a checkpoint") as raised:
+        read_checkpoint("a.pt")
+    assert isinstance(raised.value.__cause__, pickle.UnpicklingError)  # nothing else has kept the code from running
+    assert not Path("trace").exists()
+    torch.load("a.pt", weights_only=False)
+    assert Path("trace").exists()
+
+
+MLP = {"latent_dim": 2, "architecture": "mlp"}
+UNUSABLE = {
+    "text": b"These are not weights.\n",
+    "bare pickle": pickle.dumps(MLP),
+    "weights alone": make().state_dict(),
+    "no stages": MLP,
+    "unknown architecture": MLP | {"architecture": "resnet", "stages": {"end": {}}},
+    "weights of another size": MLP | {"stages": {"end": make(3).state_dict()}},
+}
+
+
+@pytest.mark.parametrize("content", UNUSABLE.values(), ids=UNUSABLE)
+def test_file_that_is_no_checkpoint_is_named_in_one_line(tmp_path, content):
+    file = tmp_path / "a.pt"
+    file.write_bytes(content) if isinstance(content, bytes) else torch.save(content, file)
+    with pytest.raises(InputError, match=rf"\A{file}: not a checkpoint made by main\.py\Z"):
+        read_checkpoint(file)
+
+
+@pytest.mark.parametrize("kept", [0.9999, 0.5, 0])
+def test_cut_checkpoint_is_named_in_one_line_and_stays(path, few, tmp_path, kept):
+    content = path.read_bytes()[: int(kept * path.stat().st_size)]
+    (tmp_path / "a.pt").write_bytes(content)
+    with pytest.raises(InputError, match=rf"\A{tmp_path}/a\.pt: not a checkpoint made by main\.py\Z"):
+        train_or_resume(tmp_path / "a.pt", "mlp", 2, few, CONFIG, resume=True)
+    assert (tmp_path / "a.pt").read_bytes() == content
+
+
+@pytest.mark.parametrize("script", ["latent_traversal.py", "sample_from_prior.py", "tsne.py"])
+def test_figure_script_draws_a_checkpoint_and_says_on_which_data(script, path, few, tmp_path, monkeypatch, capsys):
+    write_set(tmp_path, few.train, few.test)
+    arguments = [script, str(path), "--output", str(tmp_path / "new" / "a.png"), "--data-root", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    runpy.run_path(str(Path(checkpoints.__file__).with_name(script)), run_name="__main__")
+    assert capsys.readouterr().out == f"{few.describe()}\n"
+    Image.open(tmp_path / "new" / "a.png", formats=["PNG"]).verify()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_figure_script_shows_the_stage_and_says_so(stage, path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(sys, "argv", ["figure.py", str(path), "--output", "a.png", "--stage", stage])
+    run_figure_script("A figure.", lambda *arguments: shown.extend(arguments))
+    model, _, output, title = shown
+    torch.testing.assert_close(model.state_dict(), read_checkpoint(path)["stages"][stage], rtol=0, atol=0)
+    words = f"fully connected, K = 2, {STAGES[stage]} of training\nMNIST subset, 5,000 images"
+    assert (output, title) == ("a.png", words)
+
+
+def test_figure_script_without_a_checkpoint_ends_with_status_2_and_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["figure.py", "missing.pt", "--output", "a.png"])
+    with pytest.raises(SystemExit, match="2"):
+        run_figure_script("A figure.", None)
+    assert capsys.readouterr() == ("", "figure.py: error: missing.pt: No such file or directory\n")
