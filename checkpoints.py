@@ -37,7 +37,8 @@ def train_or_resume(path, architecture, latent_dim, dataset, config, device="cpu
     Returns
     -------
     dict
-        As `read_checkpoint` returns it, with "history" as of `train`, "train_seconds" and "made_from".
+        As `read_checkpoint` returns it, with "history" as of `train`, "train_seconds" (of the processor, which hardly
+        depend on what else runs) and "made_from".
     """
     code_and_data = b"".join(file.read_bytes() for file in CODE) + dataset.train.pixels.numpy().tobytes()
     made_from = f"{architecture}, K = {latent_dim}, {config}, torch {torch.__version__}, {device}, code and data "
@@ -49,7 +50,7 @@ def train_or_resume(path, architecture, latent_dim, dataset, config, device="cpu
 
     model, stages = new_model(architecture, latent_dim, config.seed).to(device), {}
     total = iterations_of(len(dataset.train.labels), config)
-    started = time.perf_counter()
+    started = time.process_time()
     with tqdm(desc=Path(path).stem, total=total, position=line, ascii=True, disable=None) as bar:
 
         def on_stage(stage, iteration):
@@ -60,7 +61,7 @@ def train_or_resume(path, architecture, latent_dim, dataset, config, device="cpu
             bar.update()
 
         history = train(model, dataset.train.images, config, on_stage, on_iteration)
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     save_checkpoint(path, model, stages, history=history, train_seconds=seconds, made_from=made_from)
     return read_checkpoint(path)
 

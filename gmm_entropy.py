@@ -73,8 +73,8 @@ class GMM:
     def __init__(self, weights, means, covariances):
         weights, means, covariances = (np.array(values, dtype=float) for values in (weights, means, covariances))
         shapes = weights.shape, means.shape, covariances.shape
-        components, d = means.shape if means.ndim == 2 else (0, 0)
-        if means.size == 0 or shapes != ((components,), (components, d), (components, d, d)):
+        expected = means.shape[:1], means.shape, means.shape + means.shape[1:]
+        if means.ndim != 2 or means.size == 0 or shapes != expected:
             raise ValueError(f"weights, means, covariances have shapes {shapes}, expected (K,), (K, d), (K, d, d)")
         if not (weights.min() >= 0 and abs(weights.sum() - 1) <= TOLERANCE):  # so that NaN is refused
             raise ValueError(f"weights are {weights.tolist()}, expected non-negative numbers with sum 1")
@@ -390,7 +390,7 @@ def component_surprises(gmm):
     reach = GRID_REACH * np.sqrt(np.diagonal(covariances, axis1=1, axis2=2))
     step = GRID_STEP * np.sqrt(np.linalg.eigvalsh(covariances).min())
     corner = (means - reach).min(axis=0)
-    sides = np.ceil(((means + reach).max(axis=0) - corner) / step) + 1
+    sides = np.ceil(((means + reach).max(axis=0) - corner) / step)
     if sides.prod() > GRID_POINTS:
         raise ValueError(f"the quadrature would need {sides.prod():.1e} points, expected at most {GRID_POINTS:.0e}")
     shape = tuple(sides.astype(int))

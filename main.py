@@ -76,7 +76,8 @@ def device(text):
     if text == "auto":
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
-        return torch.zeros(1, device=text).device
+        torch.zeros(1, device=text).item()  # which "meta" refuses
+        return torch.device(text)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise argparse.ArgumentTypeError(f"{text} is not available here") from error
 
@@ -104,16 +105,14 @@ def main(args):
     for (architecture, latent_dim), (run, history) in zip(names, side_by_side(calls), strict=True):
         title = run_title(architecture, latent_dim)
         runs[f"{architecture}_z{latent_dim}"], histories[title] = run, history
-        say(f"{title}: test ELBO {run['test']['elbo']:.1f} nats, {run['train_seconds']:.0f} s of training")
+        say(f"{title}: test ELBO {run['test']['elbo']:.1f} nats, {run['train_seconds']:.0f} CPU seconds of training")
     train.plot_elbo_curves(histories, args.figures / "ELBO_Curve.png", dataset.note)
 
     digits = dataset.test.choose(TSNE_IMAGES)
-    controls = {
-        "mean_image_elbo": train.mean_image_elbo(dataset.train.images, dataset.test.images),
-        "pixels_knn_accuracy": knn_accuracy(digits.images.flatten(1), digits.labels),
-    }
-    results = report.settings(args, dataset, config)
-    report.write(results | {"gmm": gmm, "controls": controls, "runs": runs}, args.figures)
+    controls = {"mean_image_elbo": train.mean_image_elbo(dataset.train.images, dataset.test.images)}
+    controls["pixels_knn_accuracy"] = knn_accuracy(digits.images.flatten(1), digits.labels)
+    results = report.settings(args, dataset, config) | {"gmm": gmm, "controls": controls, "runs": runs}
+    report.write(results, args.figures)
 
 
 def make_run(architecture, latent_dim, dataset, config, args, parent, line):
@@ -139,15 +138,12 @@ def make_run(architecture, latent_dim, dataset, config, args, parent, line):
         train.plot_elbo_curve(history, folder / "ELBO_Curve.png", test_elbo, iteration, title)
         stages[stage] = {"iteration": iteration, "sigma": model.sigma.item(), "test": test, "tsne": tsne}
 
-    untrained = new_model(architecture, latent_dim, config.seed)
-    return {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "iterations": len(history["loss"]),
-        "train_seconds": checkpoint["train_seconds"],
-        **{key: stages["end"][key] for key in ("sigma", "test", "tsne")},
-        "untrained_knn_accuracy": knn_accuracy(train.encode_means(untrained, digits.images), digits.labels),
-        "stages": stages,
-    }, history
+    untrained = train.encode_means(new_model(architecture, latent_dim, config.seed), digits.images)
+    run = {name: stages["end"][name] for name in ("sigma", "test", "tsne")}
+    run |= {"iterations": len(history["loss"]), "train_seconds": checkpoint["train_seconds"], "stages": stages}
+    run["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    run["untrained_knn_accuracy"] = knn_accuracy(untrained, digits.labels)
+    return run, history
 
 
 def begin_worker(parent):
@@ -164,7 +160,8 @@ def begin_worker(parent):
 
 
 if __name__ == "__main__":
-    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # where it is closed, as by 2>&-
+    # A standard error that is closed, as by 2>&-, takes what is written to it.
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that joblib ends its workers
     with errors_in_one_line():
         main(parse_arguments())

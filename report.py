@@ -28,19 +28,11 @@ def check_folder(folder):
 def settings(args, dataset, config):
     """Return what results.json says of a run before its numbers: data, settings and surroundings."""
     counts = {"train_count": len(dataset.train.labels), "test_count": len(dataset.test.labels)}
-    return {
-        "dataset": {"name": dataset.name, "source": dataset.source, **counts},
-        "quick": args.quick,
-        "config": asdict(config),
-        "seed": args.seed,
-        "environment": {
-            "python": platform.python_version(),
-            **{package: version(package) for package in PACKAGES},
-            "platform": f"{platform.system()} {platform.machine()}",
-            "device": str(args.device),
-            "threads": 1,  # of each training
-        },
-    }
+    data = {"name": dataset.name, "source": dataset.source, **counts}
+    versions = {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
+    machine = {"platform": f"{platform.system()} {platform.machine()}", "device": str(args.device), "threads": 1}
+    settings = {"quick": args.quick, "config": asdict(config), "seed": args.seed}
+    return {"dataset": data, **settings, "environment": versions | machine}
 
 
 def write(results, folder):
@@ -55,6 +47,7 @@ def page(template, values, folder=TEMPLATES):
 
     In templates `x | n(".2f")` writes a number in Python's format, by default with thousands separated.
     """
-    pages = Environment(loader=FileSystemLoader(folder), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    pages = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    pages.loader = FileSystemLoader(folder)
     pages.filters["n"] = lambda number, form=",": format(number, form).replace("-", "−")
     return pages.get_template(template).render(values, run_title=run_title) + "\n"

@@ -13,15 +13,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+import ELBO
 from drawing import BLUE, ORANGE, PALETTE, figure_file
-from ELBO import (
-    elbo_loss,
-    importance_weighted_log_likelihood,
-    kl_diag_normal,
-    kl_per_dimension,
-    negative_log_likelihood,
-    optimal_sigma,
-)
 from mnist import choose
 from VAE import IMAGE_SHAPE
 
@@ -103,8 +96,8 @@ def train(model, images, config=None, on_stage=None, on_iteration=None):
             recon_x, mu, logvar = model(x)
 
             # Loss: the negative ELBO. At the calibrated sigma its derivative in sigma is 0, so sigma needs no gradient.
-            sigma = config.sigma or _checked_sigma(optimal_sigma(x, recon_x).item())
-            loss = elbo_loss(x, recon_x, mu, logvar, sigma)
+            sigma = config.sigma or _checked_sigma(ELBO.optimal_sigma(x, recon_x).item())
+            loss = ELBO.elbo_loss(x, recon_x, mu, logvar, sigma)
 
             # Backward: one step of Adam.
             optimizer.zero_grad()
@@ -113,7 +106,7 @@ def train(model, images, config=None, on_stage=None, on_iteration=None):
             schedule.step()
 
             # History.
-            values = {"loss": loss.item(), "kl": kl_diag_normal(mu, logvar).item()}
+            values = {"loss": loss.item(), "kl": ELBO.kl_diag_normal(mu, logvar).item()}
             values["nll"] = values["loss"] - values["kl"]
             if not math.isfinite(values["loss"]):
                 raise FloatingPointError(f"the loss of iteration {iteration} is not finite: lower the learning rate")
@@ -198,7 +191,7 @@ def calibrated_sigma(model, images):
     The codes are drawn from a generator of its own, so that looking at a training leaves the training as it is.
     """
     with seeded(0, images.device):
-        squares = [len(x) * optimal_sigma(x, model(x)[0]).square() for x in images.split(IMAGES_AT_ONCE)]
+        squares = [len(x) * ELBO.optimal_sigma(x, model(x)[0]).square() for x in images.split(IMAGES_AT_ONCE)]
     return _checked_sigma(math.sqrt(sum(squares) / len(images)))
 
 
@@ -233,26 +226,22 @@ def evaluate(model, images, importance_images=0, importance_samples=200, seed=0)
         for x in images.split(IMAGES_AT_ONCE):
             x = x.to(device)
             recon_x, mu, logvar = model(x)
-            nlls.append(negative_log_likelihood(x, recon_x, model.sigma, reduction="none"))
-            kls.append(kl_per_dimension(mu, logvar))
+            nlls.append(ELBO.negative_log_likelihood(x, recon_x, model.sigma, reduction="none"))
+            kls.append(ELBO.kl_per_dimension(mu, logvar))
             squares.append((x - recon_x).square().flatten(1).mean(1))
             mus.append(mu)
         nll, kl, square, mu = (torch.cat(parts).cpu() for parts in (nlls, kls, squares, mus))
         elbo = -nll - kl.sum(1)
         if not elbo.isfinite().all():
             raise FloatingPointError(f"the ELBO of some image is {elbo.mean():.3g}: lower the learning rate")
-        results = {
-            "elbo": elbo.mean().item(),
-            "elbo_standard_error": standard_error(elbo),
-            "nll": nll.mean().item(),
-            "kl": kl.sum(1).mean().item(),
-            "mse": square.mean().item(),
-            "active_units": int((mu.var(0) > ACTIVE_VARIANCE).sum()),
-            "kl_per_dimension": kl.mean(0).tolist(),
-        }
+        means = {"elbo": elbo, "nll": nll, "kl": kl.sum(1), "mse": square}
+        results = {name: values.mean().item() for name, values in means.items()}
+        results["elbo_standard_error"] = standard_error(elbo)
+        results["active_units"] = int((mu.var(0) > ACTIVE_VARIANCE).sum())
+        results["kl_per_dimension"] = kl.mean(0).tolist()
         if importance_images:
             chosen = choose(len(images), importance_images)
-            bound = importance_weighted_log_likelihood(model, images[chosen].to(device), importance_samples).cpu()
+            bound = ELBO.importance_weighted_log_likelihood(model, images[chosen].to(device), importance_samples).cpu()
             results |= {
                 "iw_log_likelihood": bound.mean().item(),
                 "iw_elbo": elbo[chosen].mean().item(),
@@ -267,8 +256,8 @@ def mean_image_elbo(train_images, test_images):
     Its sigma is calibrated on the training images. It has no code, so this is its ELBO too: what a VAE must surpass.
     """
     mean = train_images.mean(0, keepdim=True)
-    sigma = optimal_sigma(train_images, mean.expand_as(train_images))
-    return -negative_log_likelihood(test_images, mean.expand_as(test_images), sigma).item()
+    sigma = ELBO.optimal_sigma(train_images, mean.expand_as(train_images))
+    return -ELBO.negative_log_likelihood(test_images, mean.expand_as(test_images), sigma).item()
 
 
 def standard_error(values):
@@ -323,10 +312,10 @@ def plot_elbo_curve(history, path, test_elbo=None, until=None, title=""):
         bottom.set(ylabel="KL (nats)", xlabel="iteration", ylim=(0, None))
 
 
-def plot_elbo_curves(histories, path, title=""):
+def plot_elbo_curves(histories, path, note=""):
     """Write the ELBO of several runs, {label: history}, raw and smoothed, into one figure at `path`."""
     elbos = {label: -np.array(history["loss"]) for label, history in histories.items()}
-    with figure_file(path, (7, 4.5), title) as figure:
+    with figure_file(path, (7, 4.5), f"Learning curves of all runs\n{note}".strip()) as figure:
         axes = figure.subplots()
         for number, (label, elbo) in enumerate(elbos.items()):
             iterations, color = np.arange(1, len(elbo) + 1), PALETTE[number % len(PALETTE)]

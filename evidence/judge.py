@@ -6,12 +6,13 @@ hidden layer.
 What it says of other test digits is the ceiling of both.
 """
 
+import joblib
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
-from evidence.training import hash_of, remembered
+from evidence.training import remembered
 from train import IMAGES_AT_ONCE, seeded
 
 FEATURES = 64  # units of the last hidden layer
@@ -69,7 +70,7 @@ def make_judge(path, dataset, resume):
             train_classifier(classifier, dataset.train.images, dataset.train.labels)
         return {name: weight.tolist() for name, weight in classifier.state_dict().items()}
 
-    made_from = {"data": hash_of(dataset.train.pixels.numpy()), "torch": str(torch.__version__)}
+    made_from = f"torch {torch.__version__}, data {joblib.hash(dataset.train.pixels.numpy())}"
     weights = remembered(path, made_from, resume, trained_weights)
     classifier = make_classifier()
     classifier.load_state_dict({name: torch.tensor(weight) for name, weight in weights.items()})

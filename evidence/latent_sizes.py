@@ -70,7 +70,7 @@ def plot_digits(models, dataset, path):
         "samples from the prior": (others[0], lambda model: sample_prior(model, DRAWN)),
         "samples from the code mixture": (others[1], lambda model: sample_posterior(model, dataset.train, DRAWN)),
     }
-    with figure_file(path, (9, 3.2), network_style(SHOWN.architecture)["label"]) as figure:
+    with figure_file(path, (9, 0.8 + 0.3 * (1 + len(models))), network_style(SHOWN.architecture)["label"]) as figure:
         subplots = figure.subplots(1, 3, sharey=True, width_ratios=(len(digits), DRAWN, DRAWN))
         for axes, (label, (real, make)) in zip(subplots, panels.items(), strict=True):
             draw_rows(axes, {"test digits": real} | {name: make(model) for name, model in models.items()}, label)

@@ -1,6 +1,5 @@
 """Runs with names: trained side by side, measured once, and remembered beside their checkpoints."""
 
-import hashlib
 import json
 import os
 from dataclasses import replace
@@ -96,7 +95,7 @@ def remembered(path, made_from, resume, measurement):
 
     What was made from something else, or measured by other code, is not taken over.
     """
-    origin = made_from | {"measured_by": hash_of(b"".join(file.read_bytes() for file in MEASURING))}
+    origin = f"{made_from}, measured by {joblib.hash(b''.join(file.read_bytes() for file in MEASURING))}"
     if resume and path.exists():
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept["made_from"] == origin:
@@ -106,17 +105,13 @@ def remembered(path, made_from, resume, measurement):
     return measured
 
 
-def hash_of(content):
-    """Return a hash of bytes or of an array, in hexadecimal digits."""
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
-
-
 def measure(run, checkpoint, dataset, judge):
     """Measure a trained run on test images, and its samples: a dict of numbers.
 
-    These are the results of `evaluate`; "sigma"; "knn_accuracy" of the codes; "fitted_sigma", calibrated on held-out
-    images whatever sigma was in training, with "elbo_with_fitted_sigma"; and what the judge says of samples from the
-    prior and from the mixture fitted to codes, such as "prior_recognised". It knows no digits with permuted pixels.
+    They are those of `evaluate`, the "sigma" and the "knn_accuracy" of the codes. "fitted_sigma" is calibrated on
+    held-out images, whatever sigma was in training, and gives "elbo_with_fitted_sigma". Last comes what the judge says
+    of samples from the prior and from the mixture fitted to codes, such as "prior_recognised". With permuted pixels
+    this is left out, because the judge would not know the digits.
     """
     model, digits = model_at(checkpoint), dataset.test.choose(TSNE_IMAGES)
     measured = {

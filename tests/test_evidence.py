@@ -1,253 +1,179 @@
-"""The evidence: its plan, its measure of samples, and one small collection, made, taken over and interrupted."""
+"""The evidence: its runs, its answers, its figures, and one small collection, made and taken over."""
 
-import signal
-from collections import Counter
-from dataclasses import replace
+import importlib
+import json
+import sys
+from dataclasses import asdict
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pytest
 import torch
-from conftest import coarsely_drawn
+from matplotlib.text import Text
 from PIL import Image
 
-import config
-import gmm_entropy
-import main
-import runs
-from config import Scale, Settings, TrainConfig, parse_settings
+import VAE
 from evidence import __main__ as command
-from evidence import experiments, figures, film, pages, quality
-from evidence.experiments import (
-    BUDGETS,
-    FIXED_SIGMAS,
-    LATENT_DIMS,
-    SEEDS,
-    permuted,
-    planned_elsewhere,
-    planned_runs,
-    spread,
-)
-from files import LOCK, InputError, read_json, writing_alone_in
-from runs import Run
-from train import count_iterations
+from evidence import latent_sizes, networks, training
+from evidence.training import Run, over_seeds, permuted, remembered
+from files import InputError
+from mnist import Dataset
+from train import TrainConfig
 
-ROOT = Path(__file__).parent.parent
-SMALL = ("--quick", "--offline", "--epochs=1", "--architectures=mlp", "--latent-dims=2", "--data-root=nowhere")
-FEW = Scale(1000, 200, 1, 0, 50, 10, 10)  # instead of `config.QUICK`
-DRAWN = ("aggregate_posterior", "digits_by_latent_size", "elbo_time", "interpolation")
-DRAWN += ("kl_spectrum", "latent_sizes", "networks", "sigma", "bound_gap", "outliers", "rate_distortion")
-DRAWN += ("samples_as_digits", "samples_near", "traversal_from_digit")
-ELSEWHERE = ("plain", "permuted", "images500")
-MEASURED = {f"mlp_z2{sigma}{seed}" for sigma in ("", "_sigma1") for seed in ("", "_seed1", "_seed2")}
+DIMS = (2, 16)
+MAIN = {f"{network}_z{dim}" for network in ("conv", "mlp") for dim in DIMS}  # main.py's runs
+PICTURES = {"latent_sizes", "digits_by_latent_size", "networks", "sigma", "interpolation", "traversal_from_digit"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def little_work():
-    """Few digits, large pixels, and no Problem 1: the evidence measures nothing of it."""
-    with coarsely_drawn(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(config, "QUICK", FEW)
-        patch.setattr(quality, "EPOCHS", 1)
-        patch.setattr(experiments, "SHARES", (0.5,))
-        patch.setattr(gmm_entropy, "solve_problem_1", lambda seed: {"seed": seed})
-        yield
+# ---- Runs
 
 
-def small(folder, *more):
-    """The command line of the smallest collection that has every part."""
-    return [*SMALL, "--figures", str(folder / "figures"), "--checkpoints", str(folder / "checkpoints"), *more]
+def test_run_has_the_name_and_the_settings_of_what_sets_it_apart_from_the_main_runs():
+    runs = Run("conv", 16), Run("mlp", 16, 2, "permuted"), Run("mlp", 16, 0, "sigma0.5")
+    assert [run.name for run in runs] == ["conv_z16", "mlp_z16_permuted_seed2", "mlp_z16_sigma0.5"]
+    assert [run.config for run in runs] == [TrainConfig(), TrainConfig(seed=2), TrainConfig(sigma=0.5)]
 
 
-@pytest.fixture(scope="module")
-def collection(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("collection")
-    command.main(small(folder))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def results(collection):
-    return read_json(collection / "figures" / "evidence" / "results.json")
-
-
-# ------------------------------------------------------------------------------------------------------------- plan
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"latent_dims": (3,)}, {"architectures": ("mlp",), "seed": 5}, {"quick": True}]
-)
-def test_plan_has_every_experiment_with_its_seeds_and_shares_the_main_runs(options):
-    settings = Settings(**options)
-    config, names = settings.train_config(60_000), {*settings.architectures}
-    plan = planned_runs(settings, config)
-    runs = {run for experiment in plan.values() for run in experiment}
-    assert len({run.name for run in runs}) == len(runs)
-    assert plan["main"] == [Run(name, dim, config) for name in settings.architectures for dim in settings.latent_dims]
-    assert {*plan["main"]} <= {*plan["networks"]} <= {*plan["sizes"]}
-    for experiment in ("networks", "halves", "sigma", "sizes"):
-        assert {*Counter(run.group for run in plan[experiment]).values()} == {SEEDS}
-        assert {run.config.seed - settings.seed for run in plan[experiment]} == {*range(SEEDS)}
-        sigmas = (FIXED_SIGMAS[-1:] if settings.quick else FIXED_SIGMAS) if experiment == "sigma" else [None]
-        configs = {replace(run.config, seed=config.seed) for run in plan[experiment]}
-        assert configs == {replace(config, sigma=sigma) for sigma in sigmas}
-    sizes = {*settings.latent_dims, *(() if settings.quick else LATENT_DIMS)}
-    assert {(run.architecture, run.latent_dim) for run in plan["sizes"]} == {(n, dim) for n in names for dim in sizes}
-    assert {run.architecture for run in plan["halves"]} == names | {f"{e}-{d}" for e in names for d in names - {e}}
-    budgets = [(run.architecture, run.config) for run in plan["budgets"]]
-    epochs = [config.epochs] if settings.quick else BUDGETS
-    assert Counter(budgets) == Counter((n, replace(config, epochs=count)) for n in names for count in epochs)
-
-
-def test_trainings_elsewhere_are_equally_long_and_know_nothing_of_neighbours(dataset):
-    settings = Settings(architectures=("mlp",), latent_dims=(2,), epochs=30)
-    config = settings.train_config(len(dataset.train_labels))
-    planned = planned_elsewhere(planned_runs(settings, config), dataset, settings)
-    (float32, _), (packaged, _), *others = planned
-    assert (float32.config, packaged.config) == (replace(config, float32=True), config)
-    assert len(others) == 3 * SEEDS
-    half = count_iterations(len(dataset.train_labels), config) / 2
-    for run, data in others:
-        assert run.config.plain_epochs == run.config.epochs
-        assert count_iterations(len(data.train_labels), run.config) == pytest.approx(half, rel=0.05)
-    assert {len(data.train_labels) for _, data in others} == {2000, 4000}
+def test_questions_have_every_kind_of_run_with_every_seed():
+    more = {"conv_z16_permuted", "mlp_z16_permuted", "mlp_wide_z16"}, {"mlp_z16", "mlp_z16_sigma1", "mlp_z16_sigma0.5"}
+    for question, groups in zip(command.QUESTIONS.values(), (MAIN, MAIN | more[0], more[1]), strict=True):
+        names = [run.name for run in question.plan(["conv", "mlp"], DIMS, 2)]
+        assert sorted(names) == sorted(groups | {f"{group}_seed1" for group in groups})
 
 
 def test_permuted_images_hold_the_same_pixels_each_moved_to_one_place(dataset):
-    few = spread(dataset, 50)
-    moved = permuted(few)
-    assert torch.equal(few.train_pixels, dataset.train_pixels[:: len(dataset.train_pixels) // 50])
-    assert moved.fingerprint != few.fingerprint != dataset.fingerprint
-    columns = [part.flatten(1).T.tolist() for part in (few.test_pixels, moved.test_pixels)]
-    assert columns[0] != columns[1]
-    assert sorted(columns[0]) == sorted(columns[1])
-    assert torch.equal(moved.train_pixels.flatten(1).sum(1), few.train_pixels.flatten(1).sum(1))
+    moved, order = permuted(dataset), torch.randperm(784, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(moved.train.pixels.flatten(1), dataset.train.pixels.flatten(1)[:, order])
+    assert torch.equal(moved.test.pixels.flatten(1), dataset.test.pixels.flatten(1)[:, order])
 
 
-def test_network_is_described_by_its_parameters_and_multiply_adds():
-    layers = runs.new_model(Run("mlp", 2, TrainConfig())).modules()
-    linear = [layer for layer in layers if isinstance(layer, torch.nn.Linear)]
-    described = experiments.describe_network("mlp", 2)
-    assert described["parameters"] == sum(layer.weight.numel() + layer.bias.numel() for layer in linear)
-    assert described["multiply_adds"] == described["linear_weights"] == sum(layer.weight.numel() for layer in linear)
+def test_wide_network_comes_with_any_import_and_has_the_arithmetic_of_the_convolutional_one(monkeypatch):
+    monkeypatch.delitem(VAE.ARCHITECTURES, "mlp_wide")
+    for name in [name for name in sys.modules if name.startswith("evidence")]:
+        monkeypatch.delitem(sys.modules, name)
+    importlib.import_module("evidence.judge")  # as a worker process does
+    counts = {name: networks.size_of(VAE.VAE(16, name))["multiply_adds"] for name in ("conv", "mlp", "mlp_wide")}
+    assert counts["mlp_wide"] == pytest.approx(counts["conv"], rel=0.005)
+    layers = VAE.VAE(16, "mlp").modules()
+    assert counts["mlp"] == sum(layer.weight.numel() for layer in layers if isinstance(layer, torch.nn.Linear))
 
 
-# ------------------------------------------------------------------------------------------------------- collection
+def test_measurement_is_taken_over_only_if_it_was_made_from_the_same_by_the_same_code(tmp_path, monkeypatch):
+    code, path = tmp_path / "code.py", tmp_path / "kept.json"
+    monkeypatch.setattr(training, "MEASURING", [code])
+    cases = [("old", "a", True, 1), ("old", "a", True, 1), ("old", "a", False, 3), ("old", "b", True, 4)]
+    for number, (text, made_from, resume, expected) in enumerate([*cases, ("new", "b", True, 5)], start=1):
+        code.write_text(text)
+        assert remembered(path, made_from, resume, lambda number=number: number) == expected
 
 
-def test_collection_is_written_below_figures_evidence_alone(collection):
-    written = {path.relative_to(collection).as_posix() for path in (collection / "figures").rglob("*.*")}
-    pictures = {f"{name}.png" for name in DRAWN} | {"film.gif"}
-    assert written == {f"figures/evidence/{name}" for name in pictures | {"plane.html", "results.json", LOCK}}
-    for name in pictures:
-        with Image.open(collection / "figures" / "evidence" / name) as picture:
-            assert np.asarray(picture.convert("L")).std() > 5, f"{name} is blank"
-    made = {path.stem for path in (collection / "checkpoints").glob("*.pt")}
-    seeds = [f"mlp_z2_{data}{seed}" for data in ELSEWHERE for seed in ("", "_seed1", "_seed2")]
-    assert made == MEASURED | {"mlp_z2_float32", "mlp_z2_packaged", *seeds}
+# ---- Answers and figures
 
 
-def test_collection_has_the_numbers_of_the_main_runs_and_of_every_seed_and_rule(results):
-    (main_run,), runs = results["runs"].values(), results["evidence"]["runs"]
-    assert results["gmm"] == {"seed": 0}
-    assert {run["name"] for run in runs} == MEASURED
-    for run in runs:
-        assert (run["sigma"] == 1) == (run["sigma_rule"] == 1) == ("sigma1" in run["name"])
-        assert run["elbo_with_fitted_sigma"] > run["elbo"] - 1
-        assert 0.2 < run["code_knn_accuracy"] <= 1  # ten classes
-        assert len(run["recognised_by_density"]) == 4
-    assert runs[0]["elbo"] == main_run["test"]["elbo"]  # one run, measured twice
-    assert len({run["elbo"] for run in runs}) == len(runs)
-    elsewhere = {trained["name"]: trained["elbo"] for trained in results["evidence"]["elsewhere"]}
-    assert elsewhere["mlp_z2_packaged"] == runs[0]["elbo"]  # the collection's own digits are those
-    assert elsewhere["mlp_z2_float32"] == pytest.approx(runs[0]["elbo"], abs=10)
-    assert (elsewhere["mlp_z2_float32"] != runs[0]["elbo"]) == results["environment"]["bfloat16"]
-    check = results["evidence"]["checks"]["mlp_z2"]
-    assert check["test_codes"] == pytest.approx(check["known"], abs=0.5)
-    assert {*results["evidence"]["images_per_second"]} == {"conv", "mlp", "conv in float32", "mlp in float32"}
+@pytest.fixture
+def runs(monkeypatch):
+    """Runs of three networks with three seeds; "conv" leads by 10 K nats with every seed, and "third" by 5."""
+    monkeypatch.setitem(VAE.ARCHITECTURES, "third", VAE.ARCHITECTURES["mlp"])
+    rng, runs = np.random.default_rng(0), []
+    for run in networks.plan(["conv", "mlp", "third"], DIMS, 3):
+        lead = {"conv": 10 * run.latent_dim, "third": 5}.get(run.architecture, 0)
+        numbers = {f"{source}_{key}": rng.random() for source in latent_sizes.SOURCES for key in latent_sizes.MEASURES}
+        numbers |= {"elbo": run.seed**2 + lead, "active_units": run.latent_dim, "kl_per_dimension": [1.0]}
+        runs.append({"name": run.name, **run._asdict(), "sigma_rule": "calibrated", **numbers})
+    return runs
 
 
-def test_resume_takes_over_what_was_made_and_writes_numbers_before_figures(collection, results, monkeypatch, tmp_path):
-    def draw_after_the_numbers(*arguments):
-        assert read_json(folder / "results.json") == results  # the durations too
-        draw_figures(*arguments)
-
-    folder, draw_figures, filled = collection / "figures" / "evidence", figures.draw_figures, []
-    for module, name in ((runs, "train"), (film, "train"), (main, "measure_stages"), (experiments, "measure_bounds")):
-        monkeypatch.setattr(module, name, None)  # a call would fail
-    monkeypatch.setattr(figures, "draw_figures", draw_after_the_numbers)
-    monkeypatch.setattr(pages, "write_pages", lambda *arguments: filled.append(arguments))
-    pictures = {path: path.read_bytes() for path in folder.glob("*.[pg]*")}
-    (folder / "results.json").unlink()
-    command.make_everything(parse_settings(small(collection, "--resume")), folder, pages=tmp_path)
-    assert pictures == {path: path.read_bytes() for path in pictures}
-    assert [(where, numbers["evidence"]) for where, numbers in filled] == [(tmp_path, results["evidence"])]
+def test_lead_has_the_standard_error_of_the_difference_of_runs_with_one_seed(runs):
+    groups = networks.answer(runs, None)["groups"]
+    assert groups["conv_z2"]["elbo"] == pytest.approx({"mean": 20 + 5 / 3, "standard_error": (13 / 9) ** 0.5})
+    assert groups["conv_z16"]["lead"] == {"mean": 160, "standard_error": 0}
+    assert groups["third_z16_permuted"]["lead"] == {"mean": 5, "standard_error": 0}
+    assert {"seed", "name", "kl_per_dimension"}.isdisjoint(groups["conv_z2"])
 
 
-def test_measurement_is_taken_over_from_the_same_training_alone(tmp_path, dataset):
-    def remembered(learning_rate, resume, measured):
-        run = Run("mlp", 2, TrainConfig(learning_rate=learning_rate))
-        settings = Settings(checkpoints=str(tmp_path), resume=resume, device="cpu")
-        return experiments.remembered("measured", run, dataset, settings, lambda: {"number": measured})["number"]
-
-    cases = [(0.1, True, 1, 1), (0.1, True, 2, 1), (0.2, True, 3, 3), (0.2, False, 4, 4), (0.2, True, 5, 4)]
-    for learning_rate, resume, measured, expected in cases:
-        assert remembered(learning_rate, resume, measured) == expected
-    (tmp_path / "mlp_z2.measured.json").write_text("[]")
-    with pytest.raises(InputError, match="measured"):
-        remembered(0.2, True, 6)
-
-
-# ----------------------------------------------------------------------------------------------------- command line
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--sigma", "0.5"], "sigma: found 0.5, "),
-        (["--epochs", "0"], "epochs: found 0, "),
-        (["--figures", __file__], __file__),
-        (["--figures", "busy"], "busy/evidence: found another run writing to it"),
-        (["--quick"], "figures: found 'figures', "),
-        (["--latent-dims", "2", "--figures", "busy/../figures"], "figures: found 'busy/../figures', "),
-        (["--seed", str(2**31)], f"seed: found {2**31}, expected at most {2**31 - 2}, "),
-        (["--data-root", "foreign", "--dataset-name", "letters"], "letters: found ["),
-    ],
-)
-def test_what_cannot_be_used_is_refused_before_training(arguments, words, foreign_data, tmp_path, monkeypatch, capsys):
-    assert command.PROJECT == ROOT
-    monkeypatch.setattr(command, "PROJECT", tmp_path)  # nothing of the real one is put at risk
-    monkeypatch.chdir(tmp_path)
-    Path("foreign").symlink_to(foreign_data)
-    with writing_alone_in("busy/evidence"), pytest.raises(SystemExit) as ended:
-        command.main([*arguments, "--offline"])
-    (line,) = capsys.readouterr().err.splitlines()
-    assert ended.value.code == 2
-    assert line.startswith(f"python -m evidence: error: {words}")
-    assert not [*tmp_path.rglob("*.pt")]
+def test_figures_show_every_network_at_its_means_in_legible_letters(runs, drawn, tmp_path):
+    answer = networks.answer(runs, None)
+    networks.draw({"networks": answer}, None, None, tmp_path)
+    plain = over_seeds([run for run in runs if not run["variant"] and run["architecture"] != networks.WIDE])
+    latent_sizes.plot_numbers(plain.values(), {"recognised": 0.9, "frechet_distance": 1.0}, tmp_path / "sizes.png")
+    (leads, elbos), (elbo, _, recognised, _) = (figure.axes for figure in drawn)
+    for axes, key in ((leads, "lead"), (elbo, "elbo")):
+        for network in ("conv", "mlp", "third"):
+            means = [answer["groups"][f"{network}_z{dim}"][key]["mean"] for dim in DIMS]
+            assert any(np.array_equal(line.get_ydata(), means) for line in axes.lines)
+    assert (len(elbos.containers), len(recognised.containers)) == (7, 6)
+    for figure in drawn:
+        assert figure.get_figwidth() <= 9
+        assert min(text.get_fontsize() for text in figure.findobj(Text)) >= 10
 
 
-def test_interrupted_collection_says_how_to_go_on_and_keeps_what_it_made(tmp_path, capsys, monkeypatch):
-    save = runs.save_checkpoint
-
-    def save_and_interrupt(*arguments, **options):
-        save(*arguments, **options)
-        signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(runs, "save_checkpoint", save_and_interrupt)
-    with pytest.raises(SystemExit) as ended:
-        command.main(small(tmp_path))
-    assert ended.value.code == 130
-    bars, last = capsys.readouterr().err.rsplit("\n", 2)[:2]
-    assert last.startswith("python -m evidence: interrupted. ")
-    assert "\n\rmlp_z2:" in bars  # the run's bar is on the line below that of all runs
-    assert [path.name for path in (tmp_path / "checkpoints").glob("[!.]*")] == ["mlp_z2.pt"]
+# ---- The whole command
 
 
-def test_pages_are_filled_from_the_projects_own_figures_and_no_others(tmp_path, monkeypatch):
-    filled = []
-    monkeypatch.setattr(command, "PROJECT", tmp_path)
-    monkeypatch.setattr(command, "make_everything", lambda *_, pages: filled.append(pages))
-    monkeypatch.chdir(tmp_path)
-    for folder in ("figures", "below/../figures", "other"):
-        command.main(["--figures", folder])
-    assert filled == [tmp_path, tmp_path, None]
+@pytest.fixture(scope="module")
+def collection(dataset, tmp_path_factory):
+    """The options of a small collection, made from few digits that pass for MNIST."""
+    folder = tmp_path_factory.mktemp("collection")
+    few = Dataset("MNIST", "disk", dataset.train.choose(60), dataset.test.choose(100))
+    data = {"name": "MNIST", "train_count": 60_000, "test_count": 10_000}
+    main_results = {"dataset": data, "config": asdict(TrainConfig()), "runs": {name: {} for name in MAIN}}
+    (folder / "results.json").write_text(json.dumps(main_results))
+    options = f"--figures {folder}/evidence --checkpoints {folder}/kept --seeds 1 --latent-dims 16 2".split()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command.mnist, "load", lambda root: few)
+        patch.setattr(Dataset, "note", "")
+        patch.setattr(joblib, "cpu_count", lambda **_: 1)
+        patch.setitem(VAE.ARCHITECTURES, "mlp_wide", VAE.ARCHITECTURES["mlp"])  # quicker
+        for module in (command.film, command.plane):  # which have tests of their own
+            patch.setattr(module, "make", lambda *_: None)
+        command.main(command.parse_arguments(options))
+        yield options
+
+
+def test_collection_has_every_figure_and_the_answers_to_every_question(collection):
+    pictures = {path.stem: np.asarray(Image.open(path).convert("L")) for path in Path(collection[1]).glob("*.png")}
+    assert pictures.keys() == PICTURES
+    assert all(picture.std() > 5 for picture in pictures.values())
+    results = json.loads((Path(collection[1]) / "results.json").read_text())
+    runs = {run["name"]: run for run in results["runs"]}
+    assert len(runs) == len(results["runs"]) == 9
+    for question in command.QUESTIONS:
+        for name, group in results[question]["groups"].items():
+            assert group["elbo"] == {"mean": runs[name]["elbo"], "standard_error": None}
+    for run in runs.values():
+        calibrated = "sigma" not in run["variant"]
+        assert run["sigma_rule"] == ("calibrated" if calibrated else run["sigma"])
+        assert (run["elbo_with_fitted_sigma"] > run["elbo"] + 100) == (not calibrated)
+        assert ("prior_recognised" in run) == (run["variant"] != "permuted")
+    assert results["latent_sizes"]["pca_knn_accuracy"].keys() == {"2", "16"}
+
+
+def test_resume_takes_over_all_trainings_and_measurements(collection, monkeypatch):
+    path = Path(collection[1]) / "results.json"
+    before = path.read_text()
+    monkeypatch.setattr("checkpoints.train", None)  # a call fails
+    monkeypatch.setattr(training, "measure", pytest.fail)
+    command.main(command.parse_arguments([*collection, "--resume"]))
+    assert path.read_text() == before
+
+
+@pytest.mark.parametrize("case", ["no results", "other settings", "other data", "fewer runs", "packaged digits"])
+def test_what_is_impossible_is_refused_before_the_training(case, collection, monkeypatch, tmp_path):
+    monkeypatch.setattr(command, "measure_all", pytest.fail)
+    results = json.loads(Path(collection[1]).with_name("results.json").read_text())
+    if case == "packaged digits":
+        monkeypatch.setattr(Dataset, "note", "MNIST subset")
+    results["config"]["epochs"] += case == "other settings"
+    results["dataset"]["test_count"] += case == "other data"
+    results["runs"].pop("mlp_z16" if case == "fewer runs" else None, None)
+    if case != "no results":
+        (tmp_path / "results.json").write_text(json.dumps(results))
+    with pytest.raises(InputError, match=r"MNIST|run main\.py"):
+        command.main(command.parse_arguments(["--figures", str(tmp_path / "evidence")]))
+
+
+def test_latent_sizes_that_figures_need_are_asked_for(capsys):
+    with pytest.raises(SystemExit):
+        command.parse_arguments(["--latent-dims", "2", "8"])
+    assert "lacks [16]" in capsys.readouterr().err

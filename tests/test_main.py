@@ -17,12 +17,13 @@ from PIL import Image
 from test_mnist import LABELS, contents, write_set
 
 import main
-from files import errors_in_one_line
+import report
+from files import errors_in_one_line, write_text
 from train import STAGES
 
 ROOT = Path(main.__file__).parent
 RUNS = ("mlp_z1", "mlp_z2")
-SMALL = "--quick --offline --architectures mlp --latent-dims 1 2 --epochs 2 --seed 3 --data-root".split()
+SMALL = ["--quick", "--offline", "--architectures", "mlp", "--latent-dims", "1", "2", "--epochs", "2", "--seed", "3"]
 
 
 @pytest.fixture(scope="module")
@@ -34,32 +35,33 @@ def data_root(dataset, tmp_path_factory):
 
 
 def command(folder, *arguments, **environment):
-    """What subprocess needs to run the bundle in `folder` as a user does who has been at work there.
+    """Put scripts and templates alone into a new folder, and return what subprocess needs to run them as a user does.
 
-    A notebook has left its backend. A matplotlibrc turns pictures over and asks for LaTeX. The terminal is ASCII's.
+    A notebook has left its backend. A matplotlibrc turns pictures over and asks for LaTeX. The terminal has ASCII only.
     """
-    surroundings = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYTHONIOENCODING": "ascii"}
-    environment = os.environ | surroundings | {"PYTHONDONTWRITEBYTECODE": "1"} | environment
-    return {"args": [sys.executable, "Bündel/main.py", *map(str, arguments)], "cwd": folder, "env": environment}
+    if not folder.exists():
+        shutil.copytree(ROOT / "templates", folder / "Bündel" / "templates")
+        for script in ROOT.glob("*.py"):
+            shutil.copy(script, folder / "Bündel")
+        (folder / "matplotlibrc").write_text("image.origin: lower\ntext.usetex: True\nfont.size: 30\n")
+    environment |= {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYTHONIOENCODING": "ascii"}
+    environment |= {"PYTHONDONTWRITEBYTECODE": "1"}
+    arguments = [sys.executable, "Bündel/main.py", *SMALL, *map(str, arguments)]
+    return {"args": arguments, "cwd": folder, "env": os.environ | environment}
 
 
 @pytest.fixture(scope="module")
 def made(data_root, tmp_path_factory):
-    """A folder after a whole run of the scripts and templates alone, whose reader left: `main.py ... 2>&1 | head -1`."""
-    folder = tmp_path_factory.mktemp("Arbeit für $x_2 und $y")
-    (folder / "Bündel").mkdir()
-    for script in ROOT.glob("*.py"):
-        shutil.copy(script, folder / "Bündel")
-    shutil.copytree(ROOT / "templates", folder / "Bündel" / "templates")
-    (folder / "matplotlibrc").write_text("image.origin: lower\ntext.usetex: True\nfont.size: 30\n")
+    """A folder after a whole run whose reader has left, as in `main.py ... 2>&1 | head -1`."""
+    folder = tmp_path_factory.mktemp("a") / "Arbeit für $x_2 und $y"
+    run = command(folder, "--data-root", data_root)
     (folder / "figures" / "evidence").mkdir(parents=True)
     (folder / "figures" / "evidence" / "results.json").write_text("mine")
     before = contents(folder)
-    options = command(folder, *SMALL, data_root)
-    process = subprocess.Popen(**options, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    assert process.stdout.readline() == b"MNIST from disk: 60 training and 30 test images\n"
-    process.stdout.close()
-    assert process.wait(timeout=300) == 0
+    with subprocess.Popen(**run, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        assert process.stdout.readline() == b"MNIST from disk: 60 training and 30 test images\n"
+        process.stdout.close()
+        assert process.wait(timeout=300) == 0
     after = contents(folder)
     assert {path: after[path] for path in before} == before
     assert {path.relative_to(folder).parts[0] for path in after.keys() - before} == {"figures", "checkpoints"}
@@ -83,17 +85,15 @@ def test_whole_run_writes_the_numbers_that_the_report_needs(made):
     assert results["dataset"] == {"name": "MNIST", "source": "disk", "train_count": 60, "test_count": 30}
     assert results["environment"].keys() >= {"python", "torch", "device", "threads"}
     assert results["controls"].keys() == {"mean_image_elbo", "pixels_knn_accuracy"}
-    seeds = {results["seed"], results["config"]["seed"], *(gmm["seed"] for gmm in results["gmm"].values())}
-    assert seeds == {3}
-    for gmm in results["gmm"].values():
-        assert gmm["lower_bound"] < gmm["quadrature"] < gmm["upper_bound"]
-        assert gmm["entropy"] == pytest.approx(gmm["quadrature"], abs=4 * gmm["standard_error"])
-    gap = {"gap", "gap_standard_error", "single_gaussian_estimate", "single_gaussian_estimate_error", "single_gaussian"}
-    assert results["gmm"]["degenerate"].keys() >= {"samples", *gap}
+    balanced, degenerate = results["gmm"]["balanced"], results["gmm"]["degenerate"]
+    assert {results["seed"], results["config"]["seed"], balanced["seed"], degenerate["seed"]} == {3}
+    assert balanced["lower_bound"] < balanced["quadrature"] < balanced["upper_bound"]
+    assert degenerate.keys() >= {"samples", "entropy", "standard_error", "single_gaussian", "gap", "gap_standard_error"}
+    assert degenerate.keys() >= {"single_gaussian_estimate", "single_gaussian_estimate_error"}
     assert tuple(results["runs"]) == RUNS
     for run in results["runs"].values():
-        assert run["stages"].keys() == STAGES.keys()
         assert run.keys() >= {"parameters", "iterations", "train_seconds", "sigma", "untrained_knn_accuracy"}
+        assert run["stages"].keys() == STAGES.keys()
         assert run["test"].keys() >= {"iw_log_likelihood", "active_units"}
         assert run["test"]["elbo"] == pytest.approx(-run["test"]["nll"] - run["test"]["kl"])
         assert run["tsne"].keys() >= {"knn_accuracy", "trustworthiness"}
@@ -106,46 +106,122 @@ def test_resume_takes_over_the_trainings_and_makes_the_same_files(made, data_roo
         return {path: path.stat().st_mtime_ns for path in (made / "checkpoints").iterdir()}
 
     before, files = trained(), contents(made)
-    options = command(made, *SMALL, data_root, "--resume", JOBLIB_MULTIPROCESSING="0")
-    options["args"] = ["sh", "-c", '"$@" 2>&-', "sh", *options["args"]]
-    subprocess.run(**options, check=True, timeout=300, stdout=subprocess.DEVNULL)
+    run = command(made, "--data-root", data_root, "--resume", JOBLIB_MULTIPROCESSING="0")
+    run["args"] = ["sh", "-c", '"$@" 2>&-', "sh", *run["args"]]
+    subprocess.run(**run, check=True, timeout=300, stdout=subprocess.DEVNULL)
     assert trained() == before
     assert contents(made) == files
 
 
-def read(terminal, seconds, words=()):
-    """Read a terminal until all the words are there, or to its end, when no process has it open any more."""
+def read(terminal, seconds, *words):
+    """Read what is said on a terminal until all the words are, or until no process has the terminal open any more."""
     said, deadline = "", time.monotonic() + seconds
-    while not (words and all(word in said for word in words)):
+    while not words or not all(word in said for word in words):
         assert select.select([terminal], [], [], max(0, deadline - time.monotonic()))[0], said
         try:
             said += os.read(terminal, 10_000).decode()
-        except OSError:  # what Linux makes of the end
+        except OSError:  # which is how Linux says that it has ended
             break
     return said
 
 
-@pytest.mark.skipif(os.name != "posix", reason="its signals and terminals are POSIX's")
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_ended_run_leaves_no_process_after_ten_seconds_and_no_half_file(number, status, made, data_root, tmp_path):
-    shutil.copytree(made / "figures", tmp_path / "figures")
-    before = contents(tmp_path / "figures")
+@pytest.mark.parametrize(("number", "status"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGKILL", -9)])
+def test_ended_run_leaves_no_process_after_ten_seconds_and_only_whole_files(number, status, data_root, tmp_path):
+    """While two trainings are under way. Ctrl-C reaches all processes of a terminal."""
+    termios = pytest.importorskip("termios", reason="Windows has other terminals and no such signals")
+    run = command(tmp_path / "run", "--data-root", data_root, "--epochs", "1000000")
+    (tmp_path / "run" / "Bündel" / "gmm_entropy.py").write_text("run_problem_1 = print")  # which spares seconds
+    write_text(tmp_path / "run" / "figures" / "README.md", report.FIRST_LINE)
+    before = contents(tmp_path)
     terminal, other_end = os.openpty()
-    arguments = (*SMALL, data_root, "--epochs", "1000000", "--figures", tmp_path / "figures")
+    termios.tcsetwinsize(terminal, (24, 80))
     process = subprocess.Popen(
-        **command(made, *arguments, "--checkpoints", tmp_path / "checkpoints"),
+        **run,
         **dict.fromkeys(("stdin", "stdout", "stderr"), other_end),
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's background commands ignore
     )
     os.close(other_end)
-    read(terminal, 120, ["mlp_z1:", "mlp_z2:"])
-    send = os.killpg if number == signal.SIGINT else os.kill  # Ctrl-C reaches the whole group
-    send(process.pid, number)
-    said = read(terminal, 10)
-    assert process.wait(timeout=10) == status
+    try:
+        read(terminal, 300, "mlp_z1:", "mlp_z2:")  # their progress bars
+        send = os.killpg if number == "SIGINT" else os.kill
+        send(process.pid, signal.Signals[number])
+        said = read(terminal, 10)
+    finally:
+        os.close(terminal)
+        process.kill()
+    assert process.wait() == status
     assert "Traceback" not in said
-    if number == signal.SIGINT:
+    if number == "SIGINT":
         assert said.splitlines()[-1] == "main.py: interrupted; with --resume it takes over what is trained"
-    assert {path.name for path in (tmp_path / "checkpoints").glob("*")} == set()
-    assert contents(tmp_path / "figures") == before
+    assert contents(tmp_path) == before
+
+
+@pytest.fixture
+def refused(tmp_path, data_root, capsys, monkeypatch):
+    """A function that runs main.py in this process and in a new folder, without Problem 1.
+
+    The run must end with status 2 and one line on standard error, which is returned.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(main, "run_problem_1", lambda *_: {})
+
+    def refused(*arguments):
+        with pytest.raises(SystemExit, match="2"), errors_in_one_line():
+            main.main(main.parse_arguments([*SMALL, "--data-root", str(data_root), "--latent-dims", "2", *arguments]))
+        *usage, line = capsys.readouterr().err.splitlines()
+        assert not usage or usage[0].startswith("usage: ")
+        return line
+
+    return refused
+
+
+UNUSABLE = ["--epochs 0", "--epochs many", "--learning-rate nan", "--latent-dims", "--latent-dims 0", "--seed -1"]
+UNUSABLE += ["--architectures transformer", "--device abacus", "--device meta", "--colour red"]
+
+
+@pytest.mark.parametrize("arguments", UNUSABLE)
+def test_unusable_argument_is_named(refused, arguments):
+    assert arguments.split()[0] in refused(*arguments.split())
+
+
+def test_help_is_for_every_terminal(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main.parse_arguments(["--help"])
+    assert capsys.readouterr().out.isascii()
+
+
+@pytest.mark.parametrize("here", [None, torch.device("cuda")])
+def test_auto_is_an_accelerator_if_there_is_one(here, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: here)
+    assert main.parse_arguments([]).device == (here or torch.device("cpu"))
+
+
+@pytest.mark.parametrize("place", ["figures", "checkpoints", "figures/README.md", "figures/results.json"])
+def test_folder_that_is_none_or_holds_something_else_is_named_and_left_as_it_is(refused, place):
+    write_text(place, "mine")
+    assert place.partition("/")[0] in refused()
+    assert Path(place).read_text() == "mine"
+
+
+def test_damaged_data_are_named(refused, data_root):
+    shutil.copytree(data_root, "Daten")
+    Path("Daten", "MNIST", "raw", LABELS).write_bytes(b"")
+    assert "Daten/MNIST" in refused("--data-root", "Daten")
+
+
+def test_diverging_training_is_told_and_leaves_no_checkpoint(refused):
+    assert "lower the learning rate" in refused("--learning-rate", "1e6", "--epochs", "20")
+    assert not Path("checkpoints").exists()
+
+
+def test_full_disk_is_told_and_earlier_files_survive(refused, tmp_path):
+    resource = pytest.importorskip("resource")
+    write_text("checkpoints/mlp_z2.pt", "earlier")
+    before, limit = contents(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))  # does to a write what a full disk does
+    try:
+        assert "checkpoints/mlp_z2.pt" in refused()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert contents(tmp_path) == before

@@ -26,10 +26,6 @@ def few(dataset):
     return dataset.train.choose(40).images
 
 
-def assert_same_weights(model, other):
-    assert_close(model.state_dict(), other.state_dict(), rtol=0, atol=0)
-
-
 # ---- Training
 
 
@@ -47,9 +43,10 @@ def test_convolutional_network_learns_on_the_accelerator_if_there_is_one(dataset
 
 @pytest.mark.parametrize("sigma", [None, 0.5])
 def test_training_is_the_plain_loop_with_the_loss_of_torch_distributions(few, sigma):
+    few = few.double().index_fill(-1, torch.tensor(27), 1.0)  # a white edge: the logit of its mean has to be finite
     model, plain = make().double(), make().double()
-    history = train(model, few.double(), replace(SHORT, sigma=sigma))
-    images, held_out = training.split_off_calibration(few.double(), SHORT)
+    history = train(model, few, replace(SHORT, sigma=sigma))
+    images, held_out = training.split_off_calibration(few, SHORT)
     plain.mean_logits.copy_(images.mean(0).clamp(0.002, 0.998).logit())
     optimizer = torch.optim.Adam(plain.parameters(), betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, 6, pct_start=0.15, cycle_momentum=False)
@@ -77,7 +74,9 @@ def test_training_is_the_plain_loop_with_the_loss_of_torch_distributions(few, si
 def test_each_epoch_takes_all_images_in_a_new_order_but_those_held_out(augment, monkeypatch):
     marks = torch.arange(40) / 39
     batches, held_out = [], []
-    monkeypatch.setattr(training, "elbo_loss", lambda x, *given: batches.append(x[:, 0, 0, 0]) or elbo_loss(x, *given))
+    monkeypatch.setattr(
+        training.ELBO, "elbo_loss", lambda x, *given: batches.append(x[:, 0, 0, 0]) or elbo_loss(x, *given)
+    )
     monkeypatch.setattr(training, "calibrated_sigma", lambda model, x: held_out.append(x[:, 0, 0, 0]) or 1.0)
     monkeypatch.setattr(training, "augment", lambda x: x + 1)  # only when asked
     train(make(), marks.view(-1, 1, 1, 1).expand(-1, 1, 28, 28), replace(SHORT, augment=augment))
@@ -103,7 +102,7 @@ def test_weights_follow_from_the_seed_and_nothing_else_is_touched(few):
     state, models = torch.get_rng_state(), [make() for _ in range(3)]
     for model, seed in zip(models, (1, 1, 2), strict=True):
         train(model, few, replace(SHORT, seed=seed))
-    assert_same_weights(*models[:2])
+    assert_close(models[0].state_dict(), models[1].state_dict(), rtol=0, atol=0)
     assert models[2].sigma != models[1].sigma
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -118,7 +117,7 @@ def test_looking_at_a_training_changes_nothing(few, monkeypatch):
         evaluate(watched, few)
 
     history = train(watched, few, SHORT, on_stage, lambda *iteration: losses.append(iteration))
-    assert_same_weights(plain, watched)
+    assert_close(plain.state_dict(), watched.state_dict(), rtol=0, atol=0)
     assert seen == [("begin", 1, 1, True), ("middle", 2, 2, True), ("more", 2, 2, True), ("end", 6, 6, True)]
     assert losses == list(enumerate(history["loss"], start=1))
 
@@ -131,7 +130,7 @@ def test_stages_are_one_percent_half_and_all_of_the_training():
 
 def test_iterations_are_ten_epochs_of_128_images_unless_told_otherwise(few):
     assert training.iterations_of(60_000, TrainConfig()) == 10 * math.ceil(59_000 / 128)
-    assert len(train(make(), few, TrainConfig(epochs=np.int64(2)))["loss"]) == 2
+    assert len(train(make(), few[:2], TrainConfig(epochs=np.int64(2)))["loss"]) == 2
 
 
 def test_augmented_images_are_the_originals_under_linear_maps_near_the_identity(few):
@@ -160,32 +159,33 @@ def test_images_that_cannot_be_trained_on_are_refused_before_anything(few):
     for images in (255 * few, few - 1e-3, few.flatten(1), few.where(few < 1, math.nan), few[:1], few[:0]):
         with pytest.raises(ValueError, match="images"):
             train(model, images)
-    assert_same_weights(model, make())
+    assert_close(model.state_dict(), make().state_dict(), rtol=0, atol=0)
 
 
 # ---- Measuring
 
 
 def test_evaluation_is_that_of_torch_distributions_on_the_same_draws(trained, dataset):
-    model, images, chosen = trained.model, dataset.train.images[:1100], choose(1100, 20)
+    model, x, chosen = trained.model, dataset.train.images[:1100], choose(1100, 20)
     with seeded(0), torch.no_grad():
-        portions = [model(x) for x in images.split(1000)]
-        bound = importance_weighted_log_likelihood(model, images[chosen], 200)
+        portions = [model(part) for part in x.split(1000)]
+        bound = importance_weighted_log_likelihood(model, x[chosen], 200)
     recon_x, mu, logvar = (torch.cat(values).double() for values in zip(*portions, strict=True))
-    nll = -Independent(Normal(recon_x, model.sigma.double()), 3).log_prob(images.double())
+    nll = -Independent(Normal(recon_x, model.sigma.double()), 3).log_prob(x.double())
     kl = kl_divergence(Normal(mu, (logvar / 2).exp()), Normal(0.0, 1.0))
     elbo = -nll - kl.sum(1)
-    means = {"elbo": elbo, "nll": nll, "kl": kl.sum(1), "mse": (images - recon_x).square()}
+    means = {"elbo": elbo, "nll": nll, "kl": kl.sum(1), "mse": (x - recon_x).square()}
     means |= {"iw_log_likelihood": bound, "iw_elbo": elbo[chosen]}
     errors = {"elbo_standard_error": elbo, "iw_gap_standard_error": bound - elbo[chosen]}
     expected = {name: values.mean().item() for name, values in means.items()} | {"active_units": 2}
     expected |= {name: values.std().item() / len(values) ** 0.5 for name, values in errors.items()}
-    found = evaluate(model, images, importance_images=20)
+    found = evaluate(model, x, importance_images=20)
     assert found.pop("kl_per_dimension") == pytest.approx(kl.mean(0).tolist(), rel=1e-5)
     assert found == pytest.approx(expected, rel=1e-5)
     assert found["iw_elbo"] < found["iw_log_likelihood"]
-    assert found["elbo"] != evaluate(model, images, seed=1)["elbo"]
-    np.testing.assert_allclose(training.encode_means(model, images), mu, rtol=1e-4)
+    other = evaluate(model, x, seed=1)
+    assert (other["elbo"] == found["elbo"], "iw_elbo" in other) == (False, False)
+    np.testing.assert_allclose(training.encode_means(model, x), mu, rtol=1e-4)
     assert_close(training.decode(model, mu.float()), model.decode(mu.float()).detach())
 
 
