@@ -164,7 +164,7 @@ class VAE(nn.Module):
         a KL so large that training, or a mean over test images, sees nothing else.
         Raises `ValueError` for any other shape, and if there is no image.
         """
-        if x.shape[1:] not in {IMAGE_SHAPE, IMAGE_SHAPE[1:], (PIXELS,)} or x.shape[0] == 0:
+        if x.shape[1:] not in (IMAGE_SHAPE, IMAGE_SHAPE[1:], (PIXELS,)) or x.shape[0] == 0:
             raise ValueError(f"x must be (B, 1, 28, 28), (B, 28, 28) or (B, 784) with B > 0, not {tuple(x.shape)}")
         mu, logvar = self.encoder(x.reshape(-1, *IMAGE_SHAPE)).chunk(2, dim=1)
         return MAX_MEAN * torch.tanh(mu / MAX_MEAN), MAX_LOGVAR - functional.softplus(MAX_LOGVAR - logvar)

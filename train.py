@@ -75,8 +75,8 @@ def train(model, images, config=None, on_stage=None, on_iteration=None):
     """
     config = config or TrainConfig()
     device = model.sigma.device
-    if images.shape[1:] != IMAGE_SHAPE or not (images.min() >= 0 and images.max() <= 1):
-        raise ValueError(f"images must be (N, 1, 28, 28) in [0, 1], not {tuple(images.shape)}")
+    if len(images) < 2 or images.shape[1:] != IMAGE_SHAPE or not (images.min() >= 0 and images.max() <= 1):
+        raise ValueError(f"images must be two or more of (1, 28, 28) in [0, 1], not {tuple(images.shape)}")
     images, calibration_images = split_off_calibration(images.to(device), config)
     iterations = iterations_of(len(images) + len(calibration_images), config)
     history = {"loss": [], "nll": [], "kl": [], "stages": stage_iterations(iterations)}
@@ -125,12 +125,7 @@ def train(model, images, config=None, on_stage=None, on_iteration=None):
 
 
 def split_off_calibration(images, config):
-    """Split images (N, ...) at random into those that are trained on and those that are kept aside.
-
-    Raises `ValueError` if there are fewer than two.
-    """
-    if len(images) < 2:
-        raise ValueError(f"found {len(images)} images, expected at least two: one to train on, one to calibrate on")
+    """Split images (N, ...) at random into those that are trained on and those that are kept aside."""
     count = calibration_count(len(images), config)
     order = choose(len(images), len(images))
     return images[order[count:].sort().values], images[order[:count]]
@@ -143,7 +138,7 @@ def calibration_count(image_count, config):
 
 def iterations_of(image_count, config):
     """Return the number of iterations of a training with that many images."""
-    return config.epochs * math.ceil((image_count - calibration_count(image_count, config)) / config.batch_size)
+    return int(config.epochs) * math.ceil((image_count - calibration_count(image_count, config)) / config.batch_size)
 
 
 def stage_iterations(iterations):
@@ -155,7 +150,7 @@ def stage_iterations(iterations):
 def shuffled_batches(count, config):
     """Yield the indices of every batch of every epoch; each epoch is a new permutation."""
     for _ in range(config.epochs):
-        yield from torch.randperm(count).split(config.batch_size)
+        yield from torch.randperm(count).split(int(config.batch_size))
 
 
 def augment(images):

@@ -44,10 +44,10 @@ def command(folder, *arguments, **environment):
         for script in ROOT.glob("*.py"):
             shutil.copy(script, folder / "Bündel")
         (folder / "matplotlibrc").write_text("image.origin: lower\ntext.usetex: True\nfont.size: 30\n")
-    environment |= {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYTHONIOENCODING": "ascii"}
-    environment |= {"PYTHONDONTWRITEBYTECODE": "1"}
+    notebook = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    terminal = {"PYTHONIOENCODING": "ascii", "PYTHONDONTWRITEBYTECODE": "1"}
     arguments = [sys.executable, "Bündel/main.py", *SMALL, *map(str, arguments)]
-    return {"args": arguments, "cwd": folder, "env": os.environ | environment}
+    return {"args": arguments, "cwd": folder, "env": os.environ | notebook | terminal | environment}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def made(data_root, tmp_path_factory):
     with subprocess.Popen(**run, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         assert process.stdout.readline() == b"MNIST from disk: 60 training and 30 test images\n"
         process.stdout.close()
-        assert process.wait(timeout=300) == 0
+        assert process.wait(timeout=600) == 0
     after = contents(folder)
     assert {path: after[path] for path in before} == before
     assert {path.relative_to(folder).parts[0] for path in after.keys() - before} == {"figures", "checkpoints"}
@@ -80,20 +80,17 @@ def test_whole_run_makes_every_figure_and_a_gallery_that_shows_them(made):
         assert f"({name})" in gallery or f'src="{name}"' in gallery
 
 
-def test_whole_run_writes_the_numbers_that_the_report_needs(made):
+def test_whole_run_writes_the_numbers_that_the_report_needs_beside_those_of_the_gallery(made):
     results = json.loads((made / "figures" / "results.json").read_text(encoding="utf-8"))
     assert results["dataset"] == {"name": "MNIST", "source": "disk", "train_count": 60, "test_count": 30}
     assert results["environment"].keys() >= {"python", "torch", "device", "threads"}
-    assert results["controls"].keys() == {"mean_image_elbo", "pixels_knn_accuracy"}
     balanced, degenerate = results["gmm"]["balanced"], results["gmm"]["degenerate"]
     assert {results["seed"], results["config"]["seed"], balanced["seed"], degenerate["seed"]} == {3}
     assert balanced["lower_bound"] < balanced["quadrature"] < balanced["upper_bound"]
-    assert degenerate.keys() >= {"samples", "entropy", "standard_error", "single_gaussian", "gap", "gap_standard_error"}
-    assert degenerate.keys() >= {"single_gaussian_estimate", "single_gaussian_estimate_error"}
+    assert degenerate.keys() >= {"gap", "gap_standard_error", "single_gaussian_estimate_error"}
     assert tuple(results["runs"]) == RUNS
     for run in results["runs"].values():
         assert run.keys() >= {"parameters", "iterations", "train_seconds", "sigma", "untrained_knn_accuracy"}
-        assert run["stages"].keys() == STAGES.keys()
         assert run["test"].keys() >= {"iw_log_likelihood", "active_units"}
         assert run["test"]["elbo"] == pytest.approx(-run["test"]["nll"] - run["test"]["kl"])
         assert run["tsne"].keys() >= {"knn_accuracy", "trustworthiness"}
@@ -108,7 +105,7 @@ def test_resume_takes_over_the_trainings_and_makes_the_same_files(made, data_roo
     before, files = trained(), contents(made)
     run = command(made, "--data-root", data_root, "--resume", JOBLIB_MULTIPROCESSING="0")
     run["args"] = ["sh", "-c", '"$@" 2>&-', "sh", *run["args"]]
-    subprocess.run(**run, check=True, timeout=300, stdout=subprocess.DEVNULL)
+    subprocess.run(**run, check=True, timeout=600, stdout=subprocess.DEVNULL)
     assert trained() == before
     assert contents(made) == files
 
@@ -143,7 +140,7 @@ def test_ended_run_leaves_no_process_after_ten_seconds_and_only_whole_files(numb
     )
     os.close(other_end)
     try:
-        read(terminal, 300, "mlp_z1:", "mlp_z2:")  # their progress bars
+        read(terminal, 600, "mlp_z1:", "mlp_z2:")  # their progress bars
         send = os.killpg if number == "SIGINT" else os.kill
         send(process.pid, signal.Signals[number])
         said = read(terminal, 10)

@@ -74,9 +74,7 @@ def test_training_is_the_plain_loop_with_the_loss_of_torch_distributions(few, si
 def test_each_epoch_takes_all_images_in_a_new_order_but_those_held_out(augment, monkeypatch):
     marks = torch.arange(40) / 39
     batches, held_out = [], []
-    monkeypatch.setattr(
-        training.ELBO, "elbo_loss", lambda x, *given: batches.append(x[:, 0, 0, 0]) or elbo_loss(x, *given)
-    )
+    monkeypatch.setattr("ELBO.elbo_loss", lambda x, *given: batches.append(x[:, 0, 0, 0]) or elbo_loss(x, *given))
     monkeypatch.setattr(training, "calibrated_sigma", lambda model, x: held_out.append(x[:, 0, 0, 0]) or 1.0)
     monkeypatch.setattr(training, "augment", lambda x: x + 1)  # only when asked
     train(make(), marks.view(-1, 1, 1, 1).expand(-1, 1, 28, 28), replace(SHORT, augment=augment))
