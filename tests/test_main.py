@@ -116,14 +116,17 @@ def read(terminal, seconds, *words):
     while not words or not all(word in said for word in words):
         assert select.select([terminal], [], [], max(0, deadline - time.monotonic()))[0], said
         try:
-            said += os.read(terminal, 10_000).decode()
-        except OSError:  # which is how Linux says that it has ended
+            new = os.read(terminal, 10_000).decode()
+        except OSError:  # which is how Linux says that it is the end
+            new = ""
+        if not new:
             break
+        said += new
     return said
 
 
 @pytest.mark.parametrize(("number", "status"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGKILL", -9)])
-def test_ended_run_leaves_no_process_after_ten_seconds_and_only_whole_files(number, status, data_root, tmp_path):
+def test_ended_run_leaves_no_process_after_ten_seconds_and_the_files_as_they_were(number, status, data_root, tmp_path):
     """While two trainings are under way. Ctrl-C reaches all processes of a terminal."""
     termios = pytest.importorskip("termios", reason="Windows has other terminals and no such signals")
     run = command(tmp_path / "run", "--data-root", data_root, "--epochs", "1000000")
@@ -132,12 +135,9 @@ def test_ended_run_leaves_no_process_after_ten_seconds_and_only_whole_files(numb
     before = contents(tmp_path)
     terminal, other_end = os.openpty()
     termios.tcsetwinsize(terminal, (24, 80))
-    process = subprocess.Popen(
-        **run,
-        **dict.fromkeys(("stdin", "stdout", "stderr"), other_end),
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's background commands ignore
-    )
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # children of a shell's background commands ignore it
+    ends = dict.fromkeys(("stdin", "stdout", "stderr"), other_end)
+    process = subprocess.Popen(**run, **ends, start_new_session=True)
     os.close(other_end)
     try:
         read(terminal, 600, "mlp_z1:", "mlp_z2:")  # their progress bars
@@ -202,9 +202,9 @@ def test_folder_that_is_none_or_holds_something_else_is_named_and_left_as_it_is(
 
 
 def test_damaged_data_are_named(refused, data_root):
-    shutil.copytree(data_root, "Daten")
-    Path("Daten", "MNIST", "raw", LABELS).write_bytes(b"")
-    assert "Daten/MNIST" in refused("--data-root", "Daten")
+    shutil.copytree(data_root, "in two\nlines")
+    Path("in two\nlines", "MNIST", "raw", LABELS).write_bytes(b"")
+    assert "in two lines/MNIST" in refused("--data-root", "in two\nlines")
 
 
 def test_diverging_training_is_told_and_leaves_no_checkpoint(refused):
