@@ -55,7 +55,7 @@ def parse_arguments(arguments=None):
     option("--seed", default=0, type=number(int, 0), help="seed of all random numbers")
     option("--device", default="auto", type=device, help="cpu, cuda, mps, ...; auto: an accelerator if there is one")
     option("--offline", action="store_true", help="do not download anything")
-    option("--quick", action="store_true", help="a trial of everything on 1,000 images, in half a minute")
+    option("--quick", action="store_true", help="a trial of everything on 1,000 images, in about a minute")
     option("--resume", action="store_true", help="take over finished trainings with the same settings and data")
     return parser.parse_args(arguments)
 
