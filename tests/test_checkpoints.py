@@ -53,24 +53,26 @@ def test_checkpoint_holds_the_training_of_its_seed_bit_by_bit(path, few):
 
 
 def test_training_is_taken_over_only_with_the_same_code_settings_and_data(few, tmp_path, monkeypatch):
-    def made_at(resume=True, latent_dim=2, data=few, config=CONFIG):
-        train_or_resume(tmp_path / "a.pt", "mlp", latent_dim, data, config, resume=resume)
+    settings = {"latent_dim": 2, "dataset": few, "config": CONFIG}
+
+    def made_at(resume=True):
+        train_or_resume(tmp_path / "a.pt", "mlp", **settings, resume=resume)
         return (tmp_path / "a.pt").stat().st_mtime_ns
 
     code = [Path(shutil.copy(file, tmp_path)) for file in checkpoints.CODE]
     monkeypatch.setattr(checkpoints, "CODE", code)
     assert {file.name for file in code} == {"ELBO.py", "VAE.py", "train.py"}
-    times = [made_at()]
-    assert made_at() == times[0]
-    other_data, other_config = replace(few, train=few.test), replace(CONFIG, seed=1)
-    for change in ({"resume": False}, {"latent_dim": 1}, {"data": other_data}, {"config": other_config}):
-        times.append(made_at(**change))
+    times = [made_at(), made_at(resume=False)]
+    for change in ({"latent_dim": 1}, {"dataset": replace(few, train=few.test)}, {"config": replace(CONFIG, seed=1)}):
+        settings |= change
+        times.append(made_at())
     for file in code:
         file.write_text("edited")
         times.append(made_at())
     monkeypatch.setattr(torch, "__version__", "another")
     times.append(made_at())
     assert len(set(times)) == len(times)
+    assert made_at() == times[-1]
 
 
 class Intruder:

@@ -15,8 +15,10 @@ def test_text_is_written_whole_as_utf_8_over_what_a_killed_run_has_left(tmp_path
     path = tmp_path / "new" / "folder" / "a"
     with whole_file(path) as temporary:
         temporary.write_text("earlier")
+    earlier = path.stat().st_ino
     temporary.write_text("half")  # as a killed run leaves it
     write_text(path, "σ = 0.1")
+    assert path.stat().st_ino != earlier  # another file has taken the name in one step
     assert path.read_bytes() == "σ = 0.1".encode()
     assert list(path.parent.iterdir()) == [path]
 
