@@ -160,8 +160,10 @@ def begin_worker(parent):
 
 
 if __name__ == "__main__":
-    # A standard error that is closed, as by 2>&-, takes what is written to it.
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    if sys.stderr is None:  # it is closed, as by 2>&-; the processes of the trainings need one too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        os.set_inheritable(2, True)
+        sys.stderr = open(2, "w")  # noqa: SIM115
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that joblib ends its workers
     with errors_in_one_line():
         main(parse_arguments())

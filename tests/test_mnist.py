@@ -149,10 +149,11 @@ def test_offline_asks_no_server_and_only_mnist_is_replaced(tmp_path, server):
     assert not (tmp_path / "data").exists()
 
 
-def test_packaged_digits_are_split_by_the_stratified_shuffle_of_seed_zero(dataset):
+def test_packaged_digits_are_split_by_the_stratified_shuffle_of_seed_zero_and_keep_their_labels(dataset):
     pixels, labels = mnist.mnist_data()
-    split = next(StratifiedShuffleSplit(n_splits=1, test_size=1000, random_state=0).split(pixels, labels))
-    for part, places in zip((dataset.train, dataset.test), split, strict=True):
+    train, test = next(StratifiedShuffleSplit(n_splits=1, test_size=1000, random_state=0).split(pixels, labels))
+    chosen = dataset.test.choose(50), test[mnist.choose(1000, 50)]
+    for part, places in (dataset.train, train), (dataset.test, test), chosen:
         assert np.array_equal(part.images.flatten(1), np.float32(pixels[places]) / 255)
         assert np.array_equal(part.labels, labels[places])
 
@@ -165,11 +166,6 @@ def test_choice_is_random_always_the_same_and_takes_even_and_odd_places_alike():
     assert (chosen % 2).sum().item() == pytest.approx(500, abs=4 * 250**0.5)  # standard deviations
     assert len({*chosen.tolist()} & {*range(30_000)}) == pytest.approx(500, abs=4 * 250**0.5)
     assert sorted(mnist.choose(10, 50).tolist()) == list(range(10))
-
-
-def test_chosen_images_keep_their_labels(dataset):
-    digits, places = dataset.test, mnist.choose(1000, 50)
-    assert held(digits.choose(50)) == held(mnist.Part(digits.pixels[places], digits.labels[places]))
 
 
 def test_full_mnist_goes_without_a_note():
