@@ -51,6 +51,14 @@ def draw_prior_circles(axes, **options):
         axes.add_patch(Circle((0, 0), radius, fill=False, **options))
 
 
+def draw_class_numbers(axes, points, labels, **options):
+    """Write the number of each class at the median of its points (N, 2), in a box; `options` are those of a text."""
+    for digit in np.unique(labels):
+        box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": PALETTE[digit]}
+        x, y = np.median(points[labels == digit], axis=0)
+        axes.text(x, y, str(digit), ha="center", va="center", weight="bold", bbox=box, **options)
+
+
 def run_title(architecture, latent_dim, stage="", note=""):
     """Return a title such as "convolutional, K = 16, end of training", and the note on a line of its own."""
     network = {"conv": "convolutional", "mlp": "fully connected"}.get(architecture, architecture)

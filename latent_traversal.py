@@ -21,12 +21,12 @@ def traverse(model):
     return decode(model, z.flatten(0, 1)).view(model.latent_dim, STEPS, 28, 28)
 
 
-def decode_plane(model, side=PLANE_SIDE):
-    """Decode a grid of codes over -3..+3 in both of two dimensions: images (side, side, 28, 28).
+def decode_plane(model, side=PLANE_SIDE, reach=REACH):
+    """Decode a grid of codes, from -reach to +reach in both of two dimensions: images (side, side, 28, 28).
 
     They come in rows from the top: z_1 grows to the right and z_2 upwards.
     """
-    values = torch.linspace(-REACH, REACH, side)
+    values = torch.linspace(-reach, reach, side)
     z2, z1 = torch.meshgrid(values.flip(0), values, indexing="ij")
     return decode(model, torch.stack([z1.flatten(), z2.flatten()], dim=1)).view(side, side, 28, 28)
 

@@ -1,13 +1,12 @@
 """Item 2.4: the latent space in two dimensions, by t-SNE of the codes of test digits."""
 
 import numpy as np
-from matplotlib.patches import BoxStyle
 from sklearn.manifold import TSNE, trustworthiness
 from sklearn.model_selection import KFold, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from checkpoints import run_figure_script
-from drawing import PALETTE, draw_prior_circles, figure_file
+from drawing import PALETTE, draw_class_numbers, draw_prior_circles, figure_file
 from train import encode_means
 
 NEIGHBOURS = 5
@@ -80,10 +79,7 @@ def _scatter(axes, points, labels, seed):
     """Draw points in the colours of their classes, and the class's number at its median."""
     order = np.random.default_rng(seed).permutation(len(points))  # so that no class lies on top
     axes.scatter(*points[order].T, s=5, c=np.array(PALETTE)[labels[order]], linewidths=0)
-    for digit in np.unique(labels):
-        x, y = np.median(points[labels == digit], axis=0)
-        box = {"boxstyle": BoxStyle("round", pad=0.15), "facecolor": "white", "edgecolor": PALETTE[digit]}
-        axes.text(x, y, str(digit), ha="center", va="center", size=13, weight="bold", bbox=box)
+    draw_class_numbers(axes, points, labels, size=13)
 
 
 def _draw(model, dataset, path, title):

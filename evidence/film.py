@@ -4,14 +4,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from matplotlib.patches import BoxStyle
 from PIL import Image
 
-from drawing import PALETTE, draw_mosaic, figure_file, run_title
+from checkpoints import new_model
+from drawing import PALETTE, draw_class_numbers, draw_mosaic, figure_file, run_title
 from files import whole_file
 from latent_traversal import PLANE_EDGE, decode_plane
-from train import TrainConfig, encode_means, iterations_of, seeded, train
-from VAE import VAE
+from train import TrainConfig, encode_means, iterations_of, train
 
 FRAMES = 40
 FIRST = 1 / 200  # of the training: before it, all codes decode to the same image
@@ -31,8 +30,7 @@ def make(dataset, folder, config=None):
     config : TrainConfig, optional
     """
     config = config or TrainConfig()
-    with seeded(config.seed):
-        model = VAE(latent_dim=2, architecture="conv")
+    model = new_model("conv", 2, config.seed)
     digits = dataset.test.choose(CODES)
     shown = frame_iterations(iterations_of(len(dataset.train.labels), config))
     frames = []
@@ -65,10 +63,7 @@ def draw_frame(plane, codes, labels, title):
             axes = figure.subplots()
             draw_mosaic(axes, plane, gap=0, extent=edges * 2)
             axes.scatter(*codes.T, s=16, c=np.array(PALETTE)[labels], edgecolors="white", linewidths=0.6)
-            for digit in np.unique(labels):
-                box = {"boxstyle": BoxStyle("round", pad=0.15), "facecolor": "white", "edgecolor": PALETTE[digit]}
-                x, y = np.median(codes[labels == digit], axis=0)
-                axes.text(x, y, digit, ha="center", va="center", size=12, weight="bold", bbox=box, clip_on=True)
+            draw_class_numbers(axes, codes, labels, size=12, clip_on=True)
             axes.set(xlim=edges, ylim=edges, xlabel="$z_1$", ylabel="$z_2$")
         picture = Image.open(path).convert("RGB")
     colors = np.concatenate([np.linspace(0, 1, GREYS)[:, None].repeat(3, axis=1), PALETTE])

@@ -5,15 +5,15 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import torch
 from matplotlib.colors import to_hex
 from PIL import Image
 
 from checkpoints import model_at
 from drawing import PALETTE, mosaic, run_title
 from files import write_text
+from latent_traversal import decode_plane
 from report import page
-from train import STAGES, decode, encode_means
+from train import STAGES, encode_means
 from tsne import LIMIT
 
 SIDE = 65  # decoded images along each axis
@@ -33,12 +33,10 @@ def make(checkpoint, dataset, folder):
     folder : path-like
     """
     digits = dataset.test.choose(min(DIGITS, len(dataset.test.labels)) // IN_A_ROW * IN_A_ROW)
-    z2, z1 = torch.meshgrid(torch.linspace(LIMIT, -LIMIT, SIDE), torch.linspace(-LIMIT, LIMIT, SIDE), indexing="ij")
-    z = torch.stack([z1.flatten(), z2.flatten()], dim=1)  # in rows from the top: z_1 grows to the right, z_2 upwards
     stages = []
     for stage, iteration in checkpoint["history"]["stages"].items():
         model = model_at(checkpoint, stage)
-        plane, codes = decode(model, z).view(SIDE, SIDE, 28, 28), encode_means(model, digits.images).astype(float)
+        plane, codes = decode_plane(model, SIDE, LIMIT), encode_means(model, digits.images).astype(float)
         classes = {label: codes[digits.labels == label] for label in digits.labels.unique().tolist()}
         medians = {label: np.median(codes, axis=0).round(2).tolist() for label, codes in classes.items()}
         shown = {"plane": picture(plane), "codes": codes.round(2).tolist(), "medians": medians}
