@@ -156,6 +156,12 @@ CLAIMS = [
         "The KL rises from",
         lambda r: kl(r, "conv_z16") > 3 * kl(r, "conv_z2") and kl(r, "conv_z16") / 16 < kl(r, "conv_z2") / 2,
     ),
+    (
+        "the squared error of a pixel falls to",
+        lambda r: all(
+            4 * run(r, f"{net}_z16")["test"]["mse"] < run(r, f"{net}_z2")["test"]["mse"] for net in ("conv", "mlp")
+        ),
+    ),
     ("All 16 dimensions are in use", lambda r: min(run(r, "conv_z16")["test"]["kl_per_dimension"]) > 1),
 ]
 
