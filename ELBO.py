@@ -5,8 +5,8 @@ For an image x with code z ~ q(z|x) the model's log-likelihood is bounded below 
     log p(x) >= ELBO = E_q[log p(x|z)] - KL(q(z|x) || p(z)),      Kingma & Welling 2014, eq. (3)
 
 with a Gaussian decoder p(x|z) = N(x; recon_x, sigma^2 I), a diagonal Gaussian posterior q(z|x) = N(mu, diag e^logvar)
-and the prior p(z) = N(0, I). Training minimises the negative ELBO. All here, but for the last, which takes a model, are
-pure functions of tensors, in nats.
+and the prior p(z) = N(0, I). Training minimises the negative ELBO. All functions but the
+last, which takes a model, are pure functions of tensors.
 """
 
 import math
@@ -28,7 +28,7 @@ def _reduce(per_item, reduction):
 
 
 def _check(**tensors):
-    """Refuse what would give a number, but a wrong one: shapes that broadcast, and integers, whose squares wrap around.
+    """Refuse what would give a wrong number: shapes that broadcast, and integers, whose squares wrap around.
 
     For example 200 ** 2 is 64 in 8 bits, and (784,) minus (B, 784) has a shape, though not the one that was meant.
     """
@@ -44,7 +44,7 @@ def negative_log_likelihood(x, recon_x, sigma=1.0, reduction="mean"):
     Parameters
     ----------
     x, recon_x : torch.Tensor, shape (B, ...)
-        Images and their reconstructions (the decoder's means).
+        Images and their reconstructions (the decoder's means). A single image is (1, ...).
     sigma : float or torch.Tensor, shape () or (1,)
         Standard deviation of every pixel, in the unit of x.
     reduction : {"mean", "sum", "none"}
@@ -58,9 +58,12 @@ def negative_log_likelihood(x, recon_x, sigma=1.0, reduction="mean"):
     Raises
     ------
     ValueError
-        If the shapes differ, the images are integers, sigma is not one positive number, or the reduction is unknown.
+        If the shapes differ or have no batch, the images are integers, sigma is not one positive number, or the
+        reduction is unknown.
     """
     _check(x=x, recon_x=recon_x)
+    if x.ndim < 2:
+        raise ValueError(f"x and recon_x must be batches of images (B, ...), not {tuple(x.shape)}")
     sigma = torch.as_tensor(sigma, dtype=recon_x.dtype, device=recon_x.device)
     if not (sigma.shape in {(), (1,)} and sigma > 0 and sigma.isfinite()):
         raise ValueError(f"sigma must be one positive, finite number, not {sigma.tolist()}")
@@ -100,26 +103,26 @@ def kl_per_dimension(mu, logvar):
     _check(mu=mu, logvar=logvar)
     if mu.ndim not in {1, 2}:
         raise ValueError(f"mu and logvar must have shape (B, K) or (K,), not {tuple(mu.shape)}")
-    # expm1(v) - v keeps its digits near v = 0, where 1 + v - e^v cancels: a collapsed dimension has a KL of about 0.
+    # expm1(v) - v keeps more digits near v = 0, where 1 + v - e^v cancels: a collapsed dimension has a KL of about 0.
     return 0.5 * (mu.square() + torch.expm1(logvar) - logvar)
 
 
 def elbo_loss(x, recon_x, mu, logvar, sigma=1.0, reduction="mean"):
     """Negative ELBO: `negative_log_likelihood` plus `kl_diag_normal`, with their parameters and errors.
 
-    With recon_x decoded from one draw z ~ q(z|x) this is an unbiased estimate of the negative bound, in nats. mu and
-    logvar that are not (B, K) for the B images are a `ValueError` too.
+    With recon_x decoded from one draw z ~ q(z|x) this is an unbiased estimate of the negative bound, in nats. It also
+    raises `ValueError` if mu and logvar are not (B, K) for B images.
     """
-    if mu.ndim != 2 or len(mu) != len(x):
-        raise ValueError(f"mu and logvar must be (B, K) for {len(x)} images, not {tuple(mu.shape)}")
+    if mu.ndim != 2 or mu.shape[:1] != x.shape[:1]:
+        raise ValueError(f"mu and logvar must be (B, K) for images {tuple(x.shape)}, not {tuple(mu.shape)}")
     return negative_log_likelihood(x, recon_x, sigma, reduction) + kl_diag_normal(mu, logvar, reduction)
 
 
 def optimal_sigma(x, recon_x):
-    """Decoder standard deviation of greatest likelihood: the root of the mean squared error, a scalar tensor.
+    """Maximum-likelihood standard deviation of the decoder: the root of the mean squared error, a scalar tensor.
 
-    It is where the derivative of `negative_log_likelihood` with respect to sigma is zero: the optimal sigma of
-    Rybkin et al. 2021.
+    It is in the unit of x. There the derivative of `negative_log_likelihood` with respect to sigma is zero (the
+    optimal sigma of Rybkin et al. 2021).
 
     Raises
     ------
@@ -131,7 +134,7 @@ def optimal_sigma(x, recon_x):
 
 
 def importance_weighted_log_likelihood(model, x, samples=1000, samples_at_once=2):
-    """Importance-weighted lower bound on log p(x), tighter than the ELBO and exact as `samples` grows.
+    """Estimate the importance-weighted lower bound on log p(x): tighter than the ELBO, and exact as `samples` grows.
 
     log (1/S) sum_s p(x|z_s) p(z_s) / q(z_s|x) with z_s ~ q(z|x): Burda et al. 2016, eq. (8).
 
@@ -149,7 +152,7 @@ def importance_weighted_log_likelihood(model, x, samples=1000, samples_at_once=2
     Returns
     -------
     torch.Tensor, shape (B,)
-        Nats per image.
+        Nats per image, without gradient.
 
     Raises
     ------

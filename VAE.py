@@ -16,13 +16,13 @@ WIDTH = 384  # units of the residual layers
 HIDDEN = 768  # units of the fully connected network's widest layers
 MAX_MEAN = 10.0  # bound of a code's mean, in standard deviations of the prior
 MAX_LOGVAR = 3.0  # bound of a code's log-variance; that of the prior is 0
-MEAN_SPREAD = 4.0  # first spread of the codes' means at K = 1, times torch's default
+MEAN_SPREAD = 4.0  # factor on torch's first weights of the codes' means at K = 1
 
 
 class Residual(nn.Module):
     """Two linear layers whose output is added to their input, both of shape (B, WIDTH).
 
-    Signal and gradient pass it unweakened (He et al. 2016), so that depth next to the code costs no stability.
+    Signal and gradient pass it unweakened (He et al. 2016), so that more layers stay trainable.
     """
 
     def __init__(self):
@@ -45,14 +45,14 @@ def from_code(latent_dim):
 
 
 def convolution(inputs, outputs, size=3, stride=1):
-    """Return a convolution that keeps the image's size, but for its stride, and the nonlinearity after it."""
+    """Return a convolution, which keeps the image's size if its stride is 1, and the nonlinearity after it."""
     return nn.Conv2d(inputs, outputs, size, stride, padding=size // 2), nn.SiLU()
 
 
 def conv_encoder(latent_dim):
     """Return the convolutional encoder.
 
-    `PixelUnshuffle` folds the image to four channels of 14x14, so that a filter visits a quarter of the places. The
+    `PixelUnshuffle` folds the image to four channels of 14x14, so that a filter visits four times fewer places. The
     decoder unfolds its output in the same way (`PixelShuffle`, Shi et al. 2016). Where channels meet a linear layer,
     a 1x1 convolution reduces their number, because the weights of a linear layer grow with it.
     """
@@ -98,7 +98,7 @@ def mlp_decoder(latent_dim, hidden=HIDDEN):
     return nn.Sequential(*from_code(latent_dim), *width_to_image)
 
 
-# name: two functions of K, to an encoder (B, 1, 28, 28) -> (B, 2K) and to a decoder (B, K) -> (B, 1, 28, 28)
+# name: functions that make, for K, an encoder (B, 1, 28, 28) -> (B, 2K) and a decoder (B, K) -> (B, 1, 28, 28)
 ARCHITECTURES = {"conv": (conv_encoder, conv_decoder), "mlp": (mlp_encoder, mlp_decoder)}
 
 
@@ -160,8 +160,9 @@ class VAE(nn.Module):
     def encode(self, x):
         """Return mu and logvar of q(z|x), each of shape (B, K), for x of shape (B, 1, 28, 28), (B, 28, 28) or (B, 784).
 
-        |mu| stays below `MAX_MEAN` and logvar below `MAX_LOGVAR`. Without these smooth bounds a single image can have
+        |mu| is at most `MAX_MEAN` and logvar at most `MAX_LOGVAR`. Without these smooth bounds a single image can have
         a KL so large that training, or a mean over test images, sees nothing else.
+
         Raises `ValueError` for any other shape, and if there is no image.
         """
         if x.shape[1:] not in (IMAGE_SHAPE, IMAGE_SHAPE[1:], (PIXELS,)) or x.shape[0] == 0:
@@ -170,7 +171,7 @@ class VAE(nn.Module):
         return MAX_MEAN * torch.tanh(mu / MAX_MEAN), MAX_LOGVAR - functional.softplus(MAX_LOGVAR - logvar)
 
     def reparameterize(self, mu, logvar):
-        """Draw z ~ N(mu, diag e^logvar), shape (B, K), as a differentiable function of both."""
+        """Draw z ~ N(mu, diag e^logvar) for mu and logvar of shape (B, K), as a differentiable function of both."""
         return mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
 
     def decode(self, z):

@@ -1,8 +1,8 @@
 """Problem 1 of the assignment (1.1 to 1.3): a Gaussian mixture and its differential entropy.
 
 The entropy H(p) = E_p[-log p] of a mixture has no closed form, because the logarithm stands outside the sum over
-components. Averaging -log p over samples from p estimates it (1.2). When components are as rare as 1e-5 (1.3), that
-average cannot see what they add; drawing from all components equally often, and weighting each point, can.
+components. Averaging -log p over samples from p estimates it (1.2). A component as rare as
+1e-5 (1.3) hardly ever gives a sample. So there we draw from all components equally often, and weight each point.
 
 Entropies are in nats and arrays are float64. First the mathematics, then the numbers of the report, then its figures.
 """
@@ -27,9 +27,9 @@ N_SAMPLES = 100_000  # behind each number of the report
 N_MIN, N_MAX = 10, 1_000_000  # samples at the two ends of the curves
 RUNS = 4  # curves in the figure of 1.2: the seed of the report and the next three
 
-CHUNK = 16_384  # coordinates worked on at once: few enough for the processor's cache
-TOLERANCE = 1e-6  # rounding of float32: in the sum of the weights, and in the symmetry of a covariance
-GRID_STEP = 0.25  # smallest standard deviations
+CHUNK = 16_384  # coordinates drawn at once: few enough for the processor's cache
+TOLERANCE = 1e-6  # what rounding to float32 may do to the sum of the weights and to the symmetry of a covariance
+GRID_STEP = 0.25  # in units of the smallest standard deviation
 GRID_REACH = 10.0  # standard deviations from a mean; the density there is exp(-10**2 / 2) = 2e-22 of its peak
 GRID_POINTS = 10**7  # at most
 
@@ -90,8 +90,8 @@ class GMM:
     def sample(self, n, rng):
         """Draw the first `n` points of a stream that `rng` determines.
 
-        The components come from one random generator and the normals from another, both spawned from `rng`. So a
-        larger `n` continues the same points, and mixtures of one dimension share their normals.
+        The components come from one random generator and the normals from another, both spawned from `rng`. So with a
+        new `rng` of the same seed a larger `n` continues the same points, and mixtures of one dimension share normals.
 
         Parameters
         ----------
@@ -114,7 +114,7 @@ class GMM:
         return np.concatenate([points for points, _ in chunks]), np.concatenate([labels for _, labels in chunks])
 
     def chunks(self, n, rng):
-        """Yield the points and labels of `sample` in pieces, so that memory does not grow with `n`."""
+        """Yield the points and labels of `sample`, with its errors, in pieces: memory does not grow with `n`."""
         if n < 1:
             raise ValueError(f"n is {n}, expected at least 1")
         uniforms, normals = rng.spawn(2)
@@ -174,7 +174,7 @@ class GMM:
 
 
 def mc_entropy(gmm, n, seed=0):
-    """Item 1.2: estimate H(p) by the mean of -log p over `n` samples from p. It is unbiased.
+    """Item 1.2: estimate H(p) by -1/n sum_i log p(x_i) over samples x_i from p. It is unbiased.
 
     The samples are `gmm.sample(n, np.random.default_rng(seed))`, a chunk at a time.
 
@@ -195,13 +195,18 @@ def mc_entropy(gmm, n, seed=0):
     ValueError
         If `n` < 1.
     """
-    return _mean(-gmm.log_prob(points) for points, _ in gmm.chunks(n, np.random.default_rng(seed)))
+    return _mean(_surprises(gmm, n, seed))
+
+
+def _surprises(gmm, n, seed):
+    """Yield chunks of -log p at `n` samples from p; their expectation is H(p)."""
+    return (-gmm.log_prob(points) for points, _ in gmm.chunks(n, np.random.default_rng(seed)))
 
 
 def entropy_gap(gmm, component, n, seed=0):
     """Item 1.3: estimate H(p) - H(N_c), how far the entropy of a mixture is from that of its component c.
 
-    The gap is E_p[log N_c - log p] plus E_p[-log N_c] - H(N_c), which is known in closed form (a control variate). The
+    The gap is E_p[log N_c - log p] + (E_p[-log N_c] - H(N_c)). The bracket has a closed form (a control variate). The
     first mean is taken over samples from q, the mixture of the same components with equal weights, each weighted by
     p / q (the balance heuristic of Veach & Guibas 1995). So rare components are sampled as often as the others.
 
@@ -241,7 +246,7 @@ def _gap_values(gmm, component, n, seed):
 
 
 def _mean(chunks):
-    """Estimate the mean of values that come in arrays; these are merged as in Chan, Golub & LeVeque (1983)."""
+    """Estimate the mean of values in chunks, which are merged as in Chan, Golub & LeVeque (1983)."""
     n, mean, squares = 0, 0.0, 0.0  # squares: sum of squared deviations from the mean
     for values in chunks:
         size, shift = len(values), values.mean() - mean
@@ -252,7 +257,7 @@ def _mean(chunks):
 
 
 def running_means(chunks):
-    """Estimate the mean of the first 10 values, of more, and so on to all of them.
+    """Estimate the mean of the first n values, for n from 10 to all of them.
 
     Parameters
     ----------
@@ -296,7 +301,7 @@ def gaussian_entropy(covariance):
     Raises
     ------
     ValueError
-        If `covariance` is not a finite, symmetric, positive definite matrix.
+        If `covariance` is not a finite, symmetric, positive definite matrix, or is singular up to rounding.
     """
     return float(np.log(np.sqrt(2 * np.pi * np.e) * np.diagonal(_cholesky(covariance))).sum())
 
@@ -370,8 +375,8 @@ def component_surprises(gmm):
     """E_{N_k}[-log p] for each component of a mixture in the plane: what a point of component k costs on average.
 
     A sum over a grid is nearly exact for smooth functions that vanish at its ends (Trefethen & Weideman 2014). Its step
-    is a quarter of the smallest standard deviation, and it reaches ten standard deviations from each mean; the error
-    was below 1e-9 in all mixtures tried. A component of weight 0 does not shape the grid, so its own value may be 0.
+    is a quarter of the smallest standard deviation, and it reaches ten standard deviations from each mean; all
+    mixtures tried had an error below 1e-9. The grid ignores a component of weight 0, so its own value means nothing.
 
     Returns
     -------
@@ -429,15 +434,14 @@ def run_problem_1(folder, seed=0, n_max=N_MAX):
     balanced, degenerate = (GMM(weights, MEANS, COVARIANCES) for weights in (BALANCED_WEIGHTS, DEGENERATE_WEIGHTS))
     single = GMM([1.0], [MEANS[SECOND]], [COVARIANCES[SECOND]])
     results = {"balanced": _summary(balanced, seed), "degenerate": _summary(degenerate, seed)}
-    value, error, _ = mc_entropy(single, N_SAMPLES, seed)
-    results["degenerate"] |= {"single_gaussian_estimate": value, "single_gaussian_estimate_error": error}
-    gap, gap_error, _ = entropy_gap(degenerate, SECOND, N_SAMPLES, seed)
-    exact = results["degenerate"]["quadrature"] - results["degenerate"]["single_gaussian"]
-    results["degenerate"] |= {"gap": gap, "gap_standard_error": gap_error, "gap_quadrature": exact}
+    more = results["degenerate"]
+    more["single_gaussian_estimate"], more["single_gaussian_estimate_error"], _ = mc_entropy(single, N_SAMPLES, seed)
+    more["gap"], more["gap_standard_error"], _ = entropy_gap(degenerate, SECOND, N_SAMPLES, seed)
+    more["gap_quadrature"] = more["quadrature"] - more["single_gaussian"]
     plot_scatter(balanced, *balanced.sample(N_SAMPLES, np.random.default_rng(seed)), folder / "gmm_scatter.png")
-    runs = [_running_entropy(balanced, n_max, seed + more) for more in range(RUNS)]
+    runs = [running_means(_surprises(balanced, n_max, seed + run)) for run in range(RUNS)]
     plot_entropy(runs, results["balanced"], folder / "gmm_entropy.png")
-    runs = [_running_entropy(gmm, n_max, seed) for gmm in (degenerate, single)]
+    runs = [running_means(_surprises(gmm, n_max, seed)) for gmm in (degenerate, single)]
     running_gap = running_means(_gap_values(degenerate, SECOND, n_max, seed))
     plot_degenerate(*runs, running_gap, results["degenerate"], folder / "gmm_entropy_degenerate.png")
     return results
@@ -452,11 +456,6 @@ def _summary(gmm, seed):
     exact = {"quadrature": quadrature_entropy(gmm), "component_surprise": component_surprises(gmm).tolist()}
     closed = {"lower_bound": lower, "upper_bound": upper, "single_gaussian": gaussian_entropy(gmm.covariances[SECOND])}
     return mixture | estimate | exact | closed
-
-
-def _running_entropy(gmm, n_max, seed):
-    """The estimates of `mc_entropy` on the way to `n_max` samples."""
-    return running_means(-gmm.log_prob(points) for points, _ in gmm.chunks(n_max, np.random.default_rng(seed)))
 
 
 def plot_scatter(gmm, points, labels, path):
@@ -476,7 +475,7 @@ def plot_scatter(gmm, points, labels, path):
 
 def plot_entropy(runs, result, path):
     """Item 1.2: the estimates of several runs, and their errors, against the number of samples."""
-    n, value, exact = result["samples"], result["entropy"], result["quadrature"]
+    n, value, exact, counts = result["samples"], result["entropy"], result["quadrature"], runs[0].n
     deviation = result["standard_error"] * math.sqrt(n)
     with figure_file(path, (8.5, 3.8), "Entropy of the mixture, estimated from N samples") as figure:
         left, right = _draw_panels(figure, "entropy (nats)", "absolute error (nats)")
@@ -492,7 +491,7 @@ def plot_entropy(runs, result, path):
         left.set(ylim=(exact - half_height, exact + half_height))
         left.legend(loc="lower right")
         right.plot(n, abs(value - exact), "kD")
-        right.plot(run.n, deviation / np.sqrt(run.n), "k--", label=rf"predicted: ${deviation:.2f}\,/\sqrt{{N}}$")
+        right.plot(counts, deviation / np.sqrt(counts), "k--", label=rf"predicted: ${deviation:.2f}\,/\sqrt{{N}}$")
         right.legend(loc="lower left")
 
 

@@ -10,19 +10,19 @@ from train import decode, encode_means, evaluate
 STEPS = 11
 REACH = 3  # standard deviations of the prior
 PLANE_SIDE = 15  # digits
-PLANE_EDGE = REACH * PLANE_SIDE / (PLANE_SIDE - 1)  # of the outermost digits, whose centres are at the reach
+PLANE_EDGE = REACH * PLANE_SIDE / (PLANE_SIDE - 1)  # outer edge of the digits whose centres end at REACH
 CODES = 500  # test images whose codes are shown in the plane
 
 
 def traverse(model):
-    """Decode the codes that are 0 but for one dimension, moved over -3..+3: images of shape (K, STEPS, 28, 28)."""
+    """Move each dimension over -3..+3 while the others stay at 0, and decode: images (K, STEPS, 28, 28)."""
     values = torch.linspace(-REACH, REACH, STEPS)
     z = torch.einsum("s,jk->jsk", values, torch.eye(model.latent_dim))
     return decode(model, z.flatten(0, 1)).view(model.latent_dim, STEPS, 28, 28)
 
 
 def decode_plane(model, side=PLANE_SIDE, reach=REACH):
-    """Decode a grid of codes, from -reach to +reach in both of two dimensions: images (side, side, 28, 28).
+    """Decode a grid of codes, from -reach to +reach in both dimensions (K = 2): images (side, side, 28, 28).
 
     They come in rows from the top: z_1 grows to the right and z_2 upwards.
     """

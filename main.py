@@ -29,11 +29,10 @@ from files import errors_in_one_line, say
 from gmm_entropy import run_problem_1
 from latent_traversal import plot_latent_traversal
 from sample_from_prior import plot_prior_samples
-from tsne import knn_accuracy, plot_tsne
+from tsne import TSNE_IMAGES, knn_accuracy, plot_tsne
 from VAE import ARCHITECTURES
 
 SMALL_SET = 20_000  # fewer training images are overfitted: they are augmented, and trained on for longer
-TSNE_IMAGES = 2000  # test images in the maps
 IMPORTANCE_IMAGES = 500  # test images of the importance-weighted bound
 
 

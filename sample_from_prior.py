@@ -19,7 +19,7 @@ def sample_prior(model, count, seed=0):
 def plot_prior_samples(model, path, seed=0, title=""):
     """Write a 10x10 grid of images decoded from the prior to `path`, a PNG file.
 
-    With one seed the stages of a model show what training made of the same codes.
+    With one seed all stages of a model show the same codes.
     """
     images = sample_prior(model, ROWS**2, seed).view(ROWS, ROWS, 28, 28)
     with figure_file(path, (4.5, 4.9), title) as figure:

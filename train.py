@@ -1,7 +1,7 @@
 """Training a VAE on the ELBO, measuring it on other images, and item 2.4's learning curve.
 
-The decoder's sigma is calibrated (Rybkin et al. 2021): on each batch it takes its value of greatest likelihood, the
-root of the mean squared error. What training then minimises is (D / 2) log MSE + KL + a constant, with D = 784 pixels.
+The decoder's sigma is calibrated (Rybkin et al. 2021): on each batch it takes its most likely value, the root of
+the mean squared error. What training then minimises is (D / 2) log MSE + KL + a constant, with D = 784 pixels.
 So the weight of the reconstruction against the KL follows from how good the reconstruction is, instead of from a guess.
 """
 
@@ -18,12 +18,12 @@ from drawing import BLUE, ORANGE, PALETTE, figure_file
 from mnist import choose
 from VAE import IMAGE_SHAPE
 
-STAGES = {"begin": "beginning", "middle": "middle", "end": "end"}  # names of folders and keys: words in titles
-LEAST_MEAN = 0.002  # least value of a pixel in the mean image, whose logit has to be finite
+STAGES = {"begin": "beginning", "middle": "middle", "end": "end"}  # name of a folder and key: word in titles
+LEAST_MEAN = 0.002  # floor of the pixels of the mean image, so that their logits are finite
 LEAST_SIGMA = 1 / 255 / math.sqrt(12)  # standard deviation of rounding a pixel to a byte
-DISTORTION = 0.1  # greatest change of each entry of an augmented image's linear map
-IMAGES_AT_ONCE = 1000  # images of a portion in measurements, which need no gradient
-ACTIVE_VARIANCE = 0.01  # least variance of an active dimension's means over the images (Burda et al. 2016, 5.1)
+DISTORTION = 0.1  # largest change to an entry of the 2x2 map of an augmented image
+IMAGES_AT_ONCE = 1000  # batch size of measurements
+ACTIVE_VARIANCE = 0.01  # least variance of an active dimension's means over the images (Burda et al. 2016, 5.2)
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ def train(model, images, config=None, on_stage=None, on_iteration=None):
     config = config or TrainConfig()
     device = model.sigma.device
     if len(images) < 2 or images.shape[1:] != IMAGE_SHAPE or not (images.min() >= 0 and images.max() <= 1):
-        raise ValueError(f"images must be two or more of (1, 28, 28) in [0, 1], not {tuple(images.shape)}")
+        raise ValueError(f"images must be two or more (1, 28, 28) with values in [0, 1], not {tuple(images.shape)}")
+    iterations = iterations_of(len(images), config)
     images, calibration_images = split_off_calibration(images.to(device), config)
-    iterations = iterations_of(len(images) + len(calibration_images), config)
     history = {"loss": [], "nll": [], "kl": [], "stages": stage_iterations(iterations)}
 
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, betas=(0.9, config.beta2), fused=True)
@@ -183,7 +183,7 @@ def _checked_sigma(sigma):
 def calibrated_sigma(model, images):
     """Return the decoder's standard deviation of greatest likelihood for `images`, a float in pixel values.
 
-    The codes are drawn from a generator of its own, so that looking at a training leaves the training as it is.
+    The random numbers of the training are left as they are, so that looking at it does not change it.
     """
     with seeded(0, images.device):
         squares = [len(x) * ELBO.optimal_sigma(x, model(x)[0]).square() for x in images.split(IMAGES_AT_ONCE)]
@@ -246,7 +246,7 @@ def evaluate(model, images, importance_images=0, importance_samples=200, seed=0)
 
 
 def mean_image_elbo(train_images, test_images):
-    """Return the mean test log-density, in nats, of a model that paints the mean training image, whatever it is shown.
+    """Return the mean test log-density, in nats, of a model that always gives the mean training image.
 
     Its sigma is calibrated on the training images. It has no code, so this is its ELBO too: what a VAE must surpass.
     """
@@ -291,8 +291,8 @@ def plot_elbo_curve(history, path, test_elbo=None, until=None, title=""):
         The last iteration to draw.
     title : str
     """
-    iterations = np.arange(1, 1 + (until or len(history["loss"])))
-    elbo, kl = -np.array(history["loss"])[iterations - 1], np.array(history["kl"])[iterations - 1]
+    elbo, kl = -np.array(history["loss"][:until]), np.array(history["kl"][:until])
+    iterations = np.arange(1, len(elbo) + 1)
     with figure_file(path, (4.5, 4.2), title) as figure:
         top, bottom = figure.subplots(2, sharex=True, height_ratios=(2, 1))
         for axes, values in ((top, elbo), (bottom, kl)):
@@ -315,11 +315,11 @@ def plot_elbo_curves(histories, path, note=""):
         for number, (label, elbo) in enumerate(elbos.items()):
             iterations, color = np.arange(1, len(elbo) + 1), PALETTE[number % len(PALETTE)]
             axes.plot(iterations, elbo, color=color, alpha=0.2, linewidth=0.6)
-            axes.plot(iterations, smoothed(elbo), color=color, label=label)
+            axes.plot(iterations, smoothed(elbo), color=color, dashes=(4, number), label=label)  # equal curves show
         _leave_out_the_start(axes, elbos.values())
         axes.set(xlabel="iteration", ylabel="ELBO of training batches (nats per image)")
         axes.grid(alpha=0.3)
-        axes.legend(loc="lower right")
+        axes.legend()
 
 
 def smoothed(values):
@@ -332,7 +332,7 @@ def smoothed(values):
 
 
 def _leave_out_the_start(axes, curves, points=()):
-    """Scale the vertical axis to all but the first 1 % of the iterations, whose depth would flatten the rest."""
+    """Fit the vertical axis without the first 1 % of the iterations, which are so low that the rest would look flat."""
     shown = [value for curve in curves for value in smoothed(curve)[len(curve) // 100 :]] + list(points)
     margin = 0.05 * (max(shown) - min(shown)) + 1
     axes.set_ylim(min(shown) - margin, max(shown) + margin)

@@ -12,8 +12,8 @@ from train import encode_means
 NEIGHBOURS = 5
 PERPLEXITY = 30.0  # scikit-learn's default
 ITERATIONS = 500  # half of scikit-learn's default
-IMAGES = 2000  # test images drawn by the script
-LIMIT = 4.0  # edge of the plane of codes, the same at every stage; standard deviations of the prior
+TSNE_IMAGES = 2000  # test images in a map
+LIMIT = 4.0  # half width of the plane of codes at every stage, in standard deviations of the prior
 
 
 def embed(codes, seed=0):
@@ -71,7 +71,7 @@ def plot_tsne(model, images, labels, path, seed=0, title=""):
         _scatter(axes, points, labels, seed)
         axes.set(xticks=[], yticks=[])  # the units of a map mean nothing
         axes.set_aspect("equal", adjustable="datalim")
-        axes.set_title(f"t-SNE; 5-NN accuracy {ratings['knn_accuracy']:.2f}", fontsize="medium")
+        axes.set_title(f"t-SNE; {NEIGHBOURS}-NN accuracy {ratings['knn_accuracy']:.2f}", fontsize="medium")
     return ratings
 
 
@@ -83,7 +83,7 @@ def _scatter(axes, points, labels, seed):
 
 
 def _draw(model, dataset, path, title):
-    digits = dataset.test.choose(IMAGES)
+    digits = dataset.test.choose(TSNE_IMAGES)
     plot_tsne(model, digits.images, digits.labels, path, title=title)
 
 

@@ -1,6 +1,6 @@
-"""Make what REPORT.md rests on beyond the runs of main.py: `python -m evidence`.
+"""Train and measure what REPORT.md needs beyond main.py: `python -m evidence`.
 
-First run main.py on full MNIST: its results.json is read, and its four trainings are taken over with --resume.
+First run main.py on full MNIST. This reads its results.json, and --resume reuses its four trainings.
 """
 
 import argparse
@@ -30,11 +30,11 @@ def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     option = parser.add_argument
     option("--data-root", default="data", type=Path, help="folder of MNIST; missing files are downloaded to it")
-    option("--checkpoints", default="checkpoints", type=Path, help="folder for weights and what is measured of them")
-    option("--figures", default="figures/evidence", type=Path, help="folder to write to, in that of main.py's figures")
-    option("--seeds", default=3, type=number(int, 1), help="trainings of each kind, with seeds from 0 on")
+    option("--checkpoints", default="checkpoints", type=Path, help="folder for weights and measurements")
+    option("--figures", default="figures/evidence", type=Path, help="folder to write to, inside main.py's figures")
+    option("--seeds", default=3, type=number(int, 1), help="trainings of each kind, with seeds 0, 1, ...")
     option("--latent-dims", default=[1, 2, 4, 8, 16, 32, 64], type=number(int, 1), nargs="+", help="latent dimensions")
-    option("--resume", action="store_true", help="take over what the same code has trained and measured")
+    option("--resume", action="store_true", help="skip what the same code has trained and measured")
     args = parser.parse_args(arguments)
     if missing := NEEDED - {*args.latent_dims}:
         parser.error(f"--latent-dims lacks {sorted(missing)}, which figures need")
@@ -50,7 +50,7 @@ def main(args):
         raise InputError(f"the evidence needs full MNIST, not {dataset.note}")
     args.figures.mkdir(parents=True, exist_ok=True)  # if it cannot be made, say so before the trainings
 
-    torch.set_num_threads(1)  # so that numbers do not depend on how many processors there are
+    torch.set_num_threads(1)  # so that torch's sums do not depend on how many processors there are
     trained = dict.fromkeys(name.rpartition("_z")[0] for name in main_results["runs"])
     dims = sorted({*args.latent_dims})
     plans = {name: question.plan(trained, dims, args.seeds) for name, question in QUESTIONS.items()}

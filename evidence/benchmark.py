@@ -1,7 +1,7 @@
-"""Speed beside what one would use instead, by `python -m evidence.benchmark --data-root data`, which prints a table.
+"""Speed against the usual libraries, by `python -m evidence.benchmark --data-root data`, which prints a table.
 
 Everything runs in one thread. The contenders take turns, so that a slow moment hits all of them, and the first turn is
-not counted. Seconds are those of the processor, which count no other program's work.
+not counted. Seconds are CPU seconds, which leave out the work of other programs.
 """
 
 import argparse
@@ -79,7 +79,7 @@ def take_turns(contenders):
 def main(arguments=None):
     """Measure, and print a line for each contender."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--data-root", default="data", help="folder whose MNIST/raw holds MNIST, as main.py leaves it")
+    parser.add_argument("--data-root", default="data", help="folder with MNIST/raw, as main.py downloads it")
     root = parser.parse_args(arguments).data_root
     dataset = mnist.load(root, offline=True)
     if dataset.source != "disk":

@@ -20,7 +20,7 @@ FRAME_SECONDS, LAST_SECONDS = 0.2, 3.0
 
 
 def make(dataset, folder, config=None):
-    """Train the network, and write film.gif to `folder`: its plane of codes after ever more iterations.
+    """Train the network, and write film.gif to `folder`: its plane of codes as training goes on.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def frame_iterations(total):
 def draw_frame(plane, codes, labels, title):
     """Draw decoded images (rows, columns, 28, 28), and on them codes (N, 2) in the colours of their classes.
 
-    The result is a Pillow image whose palette has the film's few colours.
+    Return a Pillow image with the film's few colours.
     """
     edges = (-PLANE_EDGE, PLANE_EDGE)
     with TemporaryDirectory() as folder:

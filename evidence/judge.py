@@ -3,7 +3,7 @@
 The classifier is an ordinary convolutional network, trained on the training digits as they are. It gives two measures.
 One is the share of images that it recognises. The other is the Frechet distance of images from test digits in its last
 hidden layer.
-What it says of other test digits is the ceiling of both.
+Its rating of other test digits is the yardstick of both.
 """
 
 import joblib
@@ -16,12 +16,12 @@ from evidence.training import remembered
 from train import IMAGES_AT_ONCE, seeded
 
 FEATURES = 64  # units of the last hidden layer
-CONFIDENCE = 0.9  # least probability of the likeliest class of an image that counts as recognised
+CONFIDENCE = 0.99  # an image counts as recognised if one class is at least so probable
 EPOCHS, BATCH, LEARNING_RATE = 2, 128, 3e-3
 
 
 class Judge:
-    """Rates images by a trained classifier, beside a random half of the test digits.
+    """Rates images by a trained classifier, against a random half of the test digits.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ class Judge:
     def __init__(self, classifier, test):
         self.classifier = classifier
         digits, self.others = test.choose(len(test.labels)).images.tensor_split(2)
-        self.count = len(self.others)  # of samples to rate, so that they compare with the other digits
+        self.count = len(self.others)  # samples to rate: the distance depends on their number
         self.reference, _ = self.look(digits)
 
     @torch.no_grad()
@@ -50,7 +50,7 @@ class Judge:
         return {"recognised": recognised, "frechet_distance": frechet_distance(features, self.reference)}
 
     def describe(self, test):
-        """Say how good the judge is: on test digits, and what it makes of averages of two."""
+        """Return the accuracy on test digits, and the ratings of test digits and of averages of two."""
         averages = (self.others + self.others.roll(1, 0)) / 2
         return {
             "accuracy": (self.look(test.images)[1].argmax(1) == test.labels).float().mean().item(),

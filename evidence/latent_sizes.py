@@ -1,14 +1,15 @@
 """Item 2.6: what changes with more or with fewer latent dimensions?"""
 
+import numpy as np
 from sklearn.decomposition import PCA
 
 from drawing import figure_file
 from evidence.pictures import SHOWN, digits_of, draw_over_sizes, draw_rows, network_style, reconstruct
 from evidence.posterior import sample_posterior
 from evidence.training import Run, over_seeds
-from main import TSNE_IMAGES
 from sample_from_prior import sample_prior
-from tsne import knn_accuracy
+from tsne import TSNE_IMAGES, knn_accuracy
+from VAE import PIXELS
 
 PCA_IMAGES = 10_000  # training images that principal components are fitted to
 DRAWN = 8  # samples in a row
@@ -22,16 +23,17 @@ def plan(networks, latent_dims, seeds):
 
 
 def answer(runs, dataset):
-    """Summarise measured runs; beside them 5-NN accuracies of the same digits' pixels and principal components."""
+    """Summarise measured runs; beside them the 5-NN accuracy of principal components, and their squared error."""
     digits = dataset.test.choose(TSNE_IMAGES)
-    pixels, labels = digits.images.flatten(1).numpy(), digits.labels.numpy()
     dims = sorted({run["latent_dim"] for run in runs})
     pca = PCA(dims[-1], random_state=0).fit(dataset.train.choose(PCA_IMAGES).images.flatten(1).numpy())
-    components = pca.transform(pixels)
+    components = pca.transform(digits.images.flatten(1).numpy())
+    images = dataset.test.images.flatten(1).numpy()
+    unexplained = np.square(images - pca.mean_).mean() - np.square(pca.transform(images)).mean(0).cumsum() / PIXELS
     return {
         "groups": over_seeds(runs),
-        "pixels_knn_accuracy": knn_accuracy(pixels, labels),
-        "pca_knn_accuracy": {str(dim): knn_accuracy(components[:, :dim], labels) for dim in dims},
+        "pca_knn_accuracy": {str(dim): knn_accuracy(components[:, :dim], digits.labels) for dim in dims},
+        "pca_mse": {str(dim): float(unexplained[dim - 1]) for dim in dims},
     }
 
 
@@ -52,7 +54,7 @@ def plot_numbers(groups, test_digits, path):
         elbo.legend()
         draw_over_sizes(active, groups, "active_units", "dimensions in use")
         active.set_yscale("log", base=2)
-        active.set_yticks(active.get_xticks(), active.get_xticklabels())
+        active.yaxis.set_major_formatter("{x:g}")
         for axes, (measure, label) in zip(judged, MEASURES.items(), strict=True):
             for source, fmt in SOURCES.items():
                 draw_over_sizes(axes, groups, f"{source}_{measure}", label, fmt)

@@ -1,7 +1,7 @@
 """Item 2.5: what changes without convolutions? Their lead over fully connected layers, and two reasons put to the test.
 
 If convolutions help because neighbouring pixels belong together, they help less where all pixels are in another order.
-If it is their arithmetic that helps, a fully connected network with as much of it does as well.
+If they help by computing more, a fully connected network that computes as much does as well.
 """
 
 from functools import partial
@@ -43,8 +43,8 @@ def answer(runs, _):
 def size_of(model):
     """Return how many "parameters" a model has, and how many "multiply_adds" an image costs it.
 
-    Each product of a weight and a value that is added to a sum is one multiply-add. Those of all linear and
-    convolutional layers are counted, from the image to its reconstruction, by torch.
+    A multiply-add is a weight times a value, added to a sum. torch counts those of all linear and convolutional layers,
+    from the image to its reconstruction.
     """
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, *IMAGE_SHAPE))
@@ -55,7 +55,6 @@ def size_of(model):
 def draw(results, _load, _dataset, folder):
     """Write the figure to `folder`: the lead against K, and the ELBO at one K with the pixels in two orders."""
     groups = results["networks"]["groups"].values()
-    styles = [network_style(network) for network in dict.fromkeys(group["architecture"] for group in groups)]
     with figure_file(folder / "networks.png", (9, 3.8)) as figure:
         left, right = figure.subplots(1, 2)
         draw_over_sizes(left, [group for group in groups if not group["variant"]], "lead", "lead in test ELBO (nats)")
@@ -63,9 +62,10 @@ def draw(results, _load, _dataset, folder):
         for group in groups:
             if group["latent_dim"] == LATENT_DIM:
                 style, (mean, error) = network_style(group["architecture"]), group["elbo"].values()
-                place, fill = styles.index(style), "none" if group["variant"] else "full"
-                right.errorbar(mean, place, xerr=error, fmt="o", fillstyle=fill, capsize=3, **style)
-        right.set_yticks(range(len(styles)), [style["label"] for style in styles])
-        right.set(xlabel=f"test ELBO at K = {LATENT_DIM} (nats)", ylim=(len(styles) - 0.5, -0.5))
+                fill = "none" if group["variant"] else "full"
+                right.errorbar(mean, style["label"], xerr=error, fmt="o", fillstyle=fill, capsize=3, **style)
+        right.set_xlabel(f"test ELBO at K = {LATENT_DIM} (nats)")
+        right.margins(y=0.3)
+        right.invert_yaxis()
         right.set_title("filled: images as they are\nopen: pixels permuted", fontsize="medium")
         right.grid(alpha=0.3)

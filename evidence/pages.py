@@ -1,7 +1,7 @@
 """The pages, by `python -m evidence.pages`: README and REPORT, as Markdown for GitHub and as HTML for a browser.
 
 Their words are in the templates beside this file, and their numbers in figures/evidence/results.json. REPORT.html has
-an appendix besides, with the figures of 2.4 that the report itself does not show.
+an appendix besides, with the figures of 2.4 that the report leaves out.
 """
 
 import json
@@ -40,7 +40,7 @@ def write_pages(results, folder=PROJECT, templates=FOLDER):
 
 
 def appendix(report):
-    """Return, as Markdown, the stage figures that a report in Markdown does not show: a table for each run."""
+    """Return a table in Markdown for each run: the stage figures that the report leaves out."""
     lines = ["", "## Appendix", ""]
     for network, dim in product(("conv", "mlp"), (2, 16)):
         rows = [f"| | {' | '.join(STAGES.values())} |", "| --- | --- | --- | --- |"]
@@ -80,7 +80,7 @@ def html_page(markdown, kind):
 
 
 def mathml(latex, options):
-    """Return a formula as MathML, on a line of its own if the options of dollarmath's renderer say so."""
+    """Return a formula as MathML; the options of dollarmath say whether it has a line of its own."""
     math = convert(latex.strip(), display="block" if options["display_mode"] else "inline")
     for found, meant in OPERATORS.items():
         math = math.replace(found, meant)

@@ -1,4 +1,4 @@
-"""Paths between digits and moves from a digit, pictures without claims; and what all figures of the evidence share."""
+"""Two pictures, paths between digits and moves from a digit; then what all figures of the evidence share."""
 
 import torch
 
@@ -14,7 +14,7 @@ STEPS = 9  # digits of a path
 PAIRS = ((0, 6), (3, 8), (4, 9), (1, 7))  # classes that paths join
 MOVED = (0, 3, 5, 7)  # classes of the digits that are moved
 DIMENSIONS = 3  # along which a digit is moved
-LABELS = {"mlp_wide": "fully connected, wide"}  # of a network that main.py does not have
+LABELS = {"mlp_wide": "fully connected, wide"}  # networks that main.py lacks
 
 
 def draw(_, load, dataset, folder):
@@ -26,11 +26,11 @@ def draw(_, load, dataset, folder):
 def plot_paths(model, test, path):
     """Write paths between pairs of test digits to `path`: straight in codes, then decoded, and straight in pixels."""
     share, rows = torch.linspace(0, 1, STEPS).view(-1, 1), {}
-    for pair in PAIRS:
-        ends = digits_of(test, pair)
+    for first, second in PAIRS:
+        ends = digits_of(test, (first, second))
         codes = torch.from_numpy(encode_means(model, ends))
-        rows["{} to {}, codes".format(*pair)] = decode(model, torch.lerp(codes[:1], codes[1:], share))
-        rows["{} to {}, pixels".format(*pair)] = torch.lerp(ends[:1], ends[1:], share.view(-1, 1, 1, 1))
+        rows[f"{first} to {second}, codes"] = decode(model, torch.lerp(codes[:1], codes[1:], share))
+        rows[f"{first} to {second}, pixels"] = torch.lerp(ends[:1], ends[1:], share.view(-1, 1, 1, 1))
     with figure_file(path, (6, 5), run_title(model.architecture, model.latent_dim)) as figure:
         axes = figure.subplots()
         draw_rows(axes, rows)

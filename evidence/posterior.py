@@ -2,7 +2,7 @@
 
 Training decodes codes from the aggregate posterior, the average of q(z|x) over the images. Sampling decodes codes from
 the prior N(0, I). A Gaussian mixture fitted to codes stands for the aggregate posterior: its samples show what the
-decoder makes of codes such as it was trained on.
+decoder makes of codes like those in training.
 """
 
 import numpy as np
@@ -13,8 +13,7 @@ from gmm_entropy import GMM
 from train import IMAGES_AT_ONCE, decode, seeded
 
 CODES = 20_000  # training images whose codes a mixture is fitted to
-MAX_COMPONENTS = 50
-MIN_CODES_PER_COMPONENT = 100
+COMPONENTS = 50  # of the mixture
 
 
 @torch.no_grad()
@@ -25,9 +24,8 @@ def draw_codes(model, images, seed=0):
     return torch.cat(codes).double().numpy()
 
 
-def fit_mixture(codes, seed=0):
+def fit_mixture(codes, seed=0, components=COMPONENTS):
     """Fit a `GMM` of full covariances to codes (N, K) by expectation-maximisation (scikit-learn)."""
-    components = max(1, min(MAX_COMPONENTS, len(codes) // MIN_CODES_PER_COMPONENT))
     fit = GaussianMixture(components, random_state=seed, reg_covar=1e-4, tol=1e-2, max_iter=50).fit(codes)
     return GMM(fit.weights_, fit.means_, fit.covariances_)
 

@@ -14,22 +14,26 @@ import torch
 from checkpoints import model_at, train_or_resume
 from evidence.posterior import sample_posterior
 from files import say, write_text
-from main import TSNE_IMAGES, begin_worker
+from main import begin_worker
+from mnist import choose
 from sample_from_prior import sample_prior
 from train import TrainConfig, calibrated_sigma, encode_means, evaluate, split_off_calibration
-from tsne import knn_accuracy
+from tsne import TSNE_IMAGES, knn_accuracy
 from VAE import PIXELS
 
 LATENT_DIM = 16  # of the questions that take a single size
-PERMUTED = "permuted"  # variant: the pixels of all images in one and the same random order
-SIGMA = "sigma"  # how the name of a variant with a fixed sigma begins, such as "sigma0.5"
-SETTINGS = ("architecture", "latent_dim", "variant", "sigma_rule")  # what runs share that differ in their seed alone
+PERMUTED = "permuted"  # variant: the pixels of all images in the same random order
+SIGMA = "sigma"  # variant: this and the value of a fixed sigma, such as "sigma0.5"
+TRAIN_IMAGES = 10_000  # training images for the ELBO, to measure overfitting
+OWN = ("seed", "elbo_standard_error")  # what an average over seeds leaves out
+SETTINGS = ("architecture", "latent_dim", "variant", "sigma_rule")  # what the runs of a group share
 HERE = Path(__file__).resolve().parent
-MEASURING = [*sorted(HERE.parent.glob("*.py")), *(HERE / name for name in ("training.py", "judge.py", "posterior.py"))]
+CODE = ("training", "judge", "posterior", "networks", "film")
+MEASURING = [*sorted(HERE.parent.glob("*.py")), *(HERE / f"{name}.py" for name in CODE)]
 
 
 class Run(NamedTuple):
-    """A training like those of main.py, but for these."""
+    """A training of main.py, except for these fields."""
 
     architecture: str
     latent_dim: int
@@ -54,7 +58,7 @@ class Run(NamedTuple):
 
 
 def permuted(dataset):
-    """Return a data set with the pixels of all images in one and the same random order."""
+    """Return a data set with the pixels of all images in the same random order."""
     order = torch.randperm(PIXELS, generator=torch.Generator().manual_seed(0))
 
     def move(part):
@@ -66,7 +70,7 @@ def permuted(dataset):
 def measure_all(runs, dataset, judge, folder, resume):
     """Train and measure runs, as many at once as there are processors: {name: what `measure_one` returns}.
 
-    Checkpoints and measurements are kept in `folder`. With `resume` those that still hold are taken over.
+    Checkpoints and measurements are kept in `folder`. With `resume` those that are still valid are reused.
     """
     jobs = min(len(runs), joblib.cpu_count(only_physical_cores=True))
     more = dataset, judge, folder, resume, os.getpid()
@@ -79,7 +83,7 @@ def measure_all(runs, dataset, judge, folder, resume):
 
 
 def measure_one(run, line, dataset, judge, folder, resume, parent):
-    """Train a run, or take it over, and measure it: what results.json says of it."""
+    """Train a run, or take it over, and measure it: its entry in results.json."""
     if os.getpid() != parent:
         begin_worker(parent)
     torch.set_num_threads(1)
@@ -93,7 +97,7 @@ def measure_one(run, line, dataset, judge, folder, resume, parent):
 def remembered(path, made_from, resume, measurement):
     """Return what `measurement()` gives, and keep it at `path`; with `resume`, take over what is there.
 
-    What was made from something else, or measured by other code, is not taken over.
+    It is measured again if its origin or the measuring code has changed.
     """
     origin = f"{made_from}, measured by {joblib.hash(b''.join(file.read_bytes() for file in MEASURING))}"
     if resume and path.exists():
@@ -108,16 +112,19 @@ def remembered(path, made_from, resume, measurement):
 def measure(run, checkpoint, dataset, judge):
     """Measure a trained run on test images, and its samples: a dict of numbers.
 
-    They are those of `evaluate`, the "sigma" and the "knn_accuracy" of the codes. "fitted_sigma" is calibrated on
-    held-out images, whatever sigma was in training, and gives "elbo_with_fitted_sigma". Last comes what the judge says
-    of samples from the prior and from the mixture fitted to codes, such as "prior_recognised". With permuted pixels
-    this is left out, because the judge would not know the digits.
+    They come from `evaluate`; "train_elbo" is of images trained on, and "knn_accuracy" of codes. "fitted_sigma" is
+    calibrated on held-out images after training, and "elbo_with_fitted_sigma" uses it.
+    Last comes what the judge says of samples from the prior and from the mixture fitted to codes, such as
+    "prior_recognised". With permuted pixels this is left out, because the judge would not know the digits.
     """
     model, digits = model_at(checkpoint), dataset.test.choose(TSNE_IMAGES)
+    trained_on, held_out = split_off_calibration(dataset.train.pixels, run.config)
+    trained_on = trained_on[choose(len(trained_on), TRAIN_IMAGES)]
     measured = {
         "train_seconds": checkpoint["train_seconds"],
         "sigma": model.sigma.item(),
         **evaluate(model, dataset.test.images),
+        "train_elbo": evaluate(model, trained_on / 255)["elbo"],
         "knn_accuracy": knn_accuracy(encode_means(model, digits.images), digits.labels.numpy()),
     }
     if run.variant != PERMUTED:
@@ -125,14 +132,13 @@ def measure(run, checkpoint, dataset, judge):
         mixture = sample_posterior(model, dataset.train, judge.count, run.seed)
         for source, images in {"prior": prior, "mixture": mixture}.items():
             measured |= {f"{source}_{key}": value for key, value in judge.rate(images).items()}
-    _, calibration_pixels = split_off_calibration(dataset.train.pixels, run.config)
-    model.sigma.fill_(calibrated_sigma(model, calibration_pixels / 255))
+    model.sigma.fill_(calibrated_sigma(model, held_out / 255))
     refitted = evaluate(model, dataset.test.images)["elbo"]
     return measured | {"fitted_sigma": model.sigma.item(), "elbo_with_fitted_sigma": refitted}
 
 
 def over_seeds(runs):
-    """Summarise measured runs that differ in their seed alone.
+    """Average measured runs over their seeds.
 
     Returns
     -------
@@ -144,7 +150,7 @@ def over_seeds(runs):
     for run in runs:
         groups.setdefault(Run(*(run[field] for field in Run._fields)).group, []).append(run)
     for name, (first, *more) in groups.items():
-        numbers = [key for key in first if key not in {*SETTINGS, "seed"} and isinstance(first[key], int | float)]
+        numbers = [key for key in first if key not in {*SETTINGS, *OWN} and isinstance(first[key], int | float)]
         summaries[name] = {key: first[key] for key in SETTINGS}
         summaries[name] |= {key: mean_and_error([run[key] for run in (first, *more)]) for key in numbers}
     return summaries

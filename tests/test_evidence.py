@@ -12,6 +12,7 @@ import pytest
 import torch
 from matplotlib.text import Text
 from PIL import Image
+from sklearn.decomposition import PCA
 
 import VAE
 from evidence import __main__ as command
@@ -90,6 +91,13 @@ def test_lead_has_the_standard_error_of_the_difference_of_runs_with_one_seed(run
     assert groups["conv_z16"]["lead"] == {"mean": 160, "standard_error": 0}
     assert groups["third_z16_permuted"]["lead"] == {"mean": 5, "standard_error": 0}
     assert {"seed", "name", "kl_per_dimension"}.isdisjoint(groups["conv_z2"])
+
+
+def test_principal_components_have_the_error_of_their_reconstructions(runs, dataset):
+    error = latent_sizes.answer(runs, dataset)["pca_mse"]["2"]
+    train, test = (part.images.flatten(1).numpy() for part in (dataset.train, dataset.test))
+    pca = PCA(2, svd_solver="full").fit(train)
+    assert error == pytest.approx(np.square(test - pca.inverse_transform(pca.transform(test))).mean(), rel=1e-3)
 
 
 def test_figures_show_every_network_at_its_means_in_legible_letters(runs, drawn, tmp_path):

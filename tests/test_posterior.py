@@ -26,7 +26,7 @@ def test_codes_are_draws_from_the_posterior_of_each_image_in_order(trained, data
 def test_fitted_mixture_has_the_moments_of_separate_groups_of_codes():
     rng = np.random.default_rng(0)
     groups = rng.normal(-4, 0.5, (220, 2)), rng.normal(4, 1.0, (79, 2))
-    mixture = fit_mixture(np.concatenate(groups))
+    mixture = fit_mixture(np.concatenate(groups), components=2)
     for k, group in zip(np.argsort(mixture.means[:, 0]), groups, strict=True):
         assert mixture.weights[k] == pytest.approx(len(group) / 299, abs=1e-3)
         assert mixture.means[k] == pytest.approx(group.mean(0), abs=1e-3)
