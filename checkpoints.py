@@ -1,11 +1,11 @@
 """Trained weights on disk, and the command line that the figure scripts share."""
 
 import argparse
-import hashlib
 import io
 import time
 from pathlib import Path
 
+import joblib
 import torch
 from tqdm import tqdm
 
@@ -15,11 +15,11 @@ from files import InputError, errors_in_one_line, say, whole_file
 from train import STAGES, iterations_of, seeded, train
 from VAE import VAE
 
-CODE = [Path(__file__).with_name(name) for name in ("ELBO.py", "VAE.py", "train.py")]  # what weights follow from
+CODE = [Path(__file__).with_name(name) for name in ("ELBO.py", "VAE.py", "train.py")]  # that determines the weights
 
 
 def train_or_resume(path, architecture, latent_dim, dataset, config, device="cpu", resume=False, line=0):
-    """Train a VAE and keep it at `path`, or take over what is there.
+    """Train a VAE and keep it at `path`, or load it if it is there already.
 
     Parameters
     ----------
@@ -30,40 +30,42 @@ def train_or_resume(path, architecture, latent_dim, dataset, config, device="cpu
     config : TrainConfig
     device : torch.device or str
     resume : bool
-        Take over a checkpoint that was made with the same code, settings, data, torch and device.
+        Load a checkpoint that was made with the same code, settings, data, torch and device.
     line : int
-        Line of the terminal, below the cursor, that shows the progress.
+        Row of the progress bar, counted downwards from the cursor.
 
     Returns
     -------
     dict
-        As `read_checkpoint` returns it, with "history" as of `train`, "train_seconds" (of the processor, which hardly
-        depend on what else runs) and "made_from".
+        The checkpoint: "architecture", "latent_dim", "stages" {stage: state_dict}, "history" from `train`,
+        "train_seconds" (of the processor, so other programs hardly change them) and "made_from".
     """
-    code_and_data = b"".join(file.read_bytes() for file in CODE) + dataset.train.pixels.numpy().tobytes()
-    made_from = f"{architecture}, K = {latent_dim}, {config}, torch {torch.__version__}, {device}, code and data "
-    made_from += hashlib.md5(code_and_data, usedforsecurity=False).hexdigest()
+    code_and_data = joblib.hash([*(file.read_bytes() for file in CODE), dataset.train.pixels.numpy()])
+    made_from = f"{architecture}, K = {latent_dim}, {config}, torch {torch.__version__}, {device}, {code_and_data}"
     if resume and Path(path).exists():
         checkpoint = read_checkpoint(path)
-        if checkpoint.get("made_from") == made_from:
+        if checkpoint["made_from"] == made_from:
             return checkpoint
 
     model, stages = new_model(architecture, latent_dim, config.seed).to(device), {}
-    total = iterations_of(len(dataset.train.labels), config)
-    started = time.process_time()
+
+    def on_stage(stage, _):
+        stages[stage] = {name: value.cpu().clone() for name, value in model.state_dict().items()}
+
+    def on_iteration(_, loss):
+        bar.set_postfix_str(f"ELBO {-loss:.0f}", refresh=False)
+        bar.update()
+
+    total, started = iterations_of(len(dataset.train.labels), config), time.process_time()
     with tqdm(desc=Path(path).stem, total=total, position=line, ascii=True, disable=None) as bar:
-
-        def on_stage(stage, iteration):
-            stages[stage] = {name: value.cpu().clone() for name, value in model.state_dict().items()}
-
-        def on_iteration(iteration, loss):
-            bar.set_postfix_str(f"ELBO {-loss:.0f}", refresh=False)
-            bar.update()
-
         history = train(model, dataset.train.images, config, on_stage, on_iteration)
-    seconds = time.process_time() - started
-    save_checkpoint(path, model, stages, history=history, train_seconds=seconds, made_from=made_from)
-    return read_checkpoint(path)
+    checkpoint = {"architecture": architecture, "latent_dim": latent_dim, "stages": stages, "history": history}
+    checkpoint |= {"train_seconds": time.process_time() - started, "made_from": made_from}
+    buffer = io.BytesIO()  # torch.save to a file hides a full disk's OSError behind a RuntimeError
+    torch.save(checkpoint, buffer)
+    with whole_file(path) as temporary:
+        temporary.write_bytes(buffer.getvalue())
+    return checkpoint
 
 
 def new_model(architecture, latent_dim, seed):
@@ -72,21 +74,12 @@ def new_model(architecture, latent_dim, seed):
         return VAE(latent_dim, architecture)
 
 
-def save_checkpoint(path, model, stages, **more):
-    """Write the weights of a model at each stage, {stage: state_dict}, and whatever else is to be kept with them."""
-    buffer = io.BytesIO()  # torch.save to a file hides a full disk's OSError behind a RuntimeError
-    shape = {"latent_dim": model.latent_dim, "architecture": model.architecture}
-    torch.save({**shape, "stages": stages, **more}, buffer)
-    with whole_file(path) as temporary:
-        temporary.write_bytes(buffer.getvalue())
-
-
 def read_checkpoint(path):
-    """Return what `save_checkpoint` wrote to `path`, as a dict; `InputError` if that is not what the file holds."""
+    """Read a checkpoint; a missing or damaged file is an `InputError`."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # no code in the file is ever run
-        model_at(checkpoint)
-    except Exception as error:  # damaged files fail in more ways than pickle has classes for
+        assert "made_from" in checkpoint
+    except Exception as error:  # a damaged file can raise almost any exception
         reason = getattr(error, "strerror", None) or "not a checkpoint made by main.py"
         raise InputError(f"{path}: {reason}") from error
     return checkpoint

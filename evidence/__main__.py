@@ -5,7 +5,6 @@ First run main.py on full MNIST. This reads its results.json, and --resume reuse
 
 import argparse
 import json
-import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -29,7 +28,7 @@ def parse_arguments(arguments=None):
     """Return the settings of a command line, by default that of the process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     option = parser.add_argument
-    option("--data-root", default="data", type=Path, help="folder of MNIST; missing files are downloaded to it")
+    option("--data-root", default="data", type=Path, help="folder of MNIST, which is downloaded if there is none")
     option("--checkpoints", default="checkpoints", type=Path, help="folder for weights and measurements")
     option("--figures", default="figures/evidence", type=Path, help="folder to write to, inside main.py's figures")
     option("--seeds", default=3, type=number(int, 1), help="trainings of each kind, with seeds 0, 1, ...")
@@ -89,6 +88,5 @@ def read_main_results(path):
 
 if __name__ == "__main__":
     sys.argv[0] = "python -m evidence"
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that joblib ends its workers
     with errors_in_one_line():
         main(parse_arguments())

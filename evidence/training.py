@@ -2,7 +2,6 @@
 
 import json
 import os
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
@@ -62,9 +61,9 @@ def permuted(dataset):
     order = torch.randperm(PIXELS, generator=torch.Generator().manual_seed(0))
 
     def move(part):
-        return replace(part, pixels=part.pixels.flatten(1)[:, order].view_as(part.pixels))
+        return part._replace(pixels=part.pixels.flatten(1)[:, order].view_as(part.pixels))
 
-    return replace(dataset, train=move(dataset.train), test=move(dataset.test))
+    return dataset._replace(train=move(dataset.train), test=move(dataset.test))
 
 
 def measure_all(runs, dataset, judge, folder, resume):
@@ -73,19 +72,17 @@ def measure_all(runs, dataset, judge, folder, resume):
     Checkpoints and measurements are kept in `folder`. With `resume` those that are still valid are reused.
     """
     jobs = min(len(runs), joblib.cpu_count(only_physical_cores=True))
-    more = dataset, judge, folder, resume, os.getpid()
-    calls = [joblib.delayed(measure_one)(run, line % jobs, *more) for line, run in enumerate(runs)]
-    measured = {}
-    for numbers in joblib.Parallel(jobs, return_as="generator")(calls):
+    side_by_side = joblib.Parallel(jobs, return_as="generator", initializer=begin_worker, initargs=[os.getpid()])
+    more, measured = (dataset, judge, folder, resume), {}
+    calls = (joblib.delayed(measure_one)(run, line % jobs, *more) for line, run in enumerate(runs))
+    for numbers in side_by_side(calls):
         measured[numbers["name"]] = numbers
         say(f"{len(measured)} of {len(runs)}: {numbers['name']}, test ELBO {numbers['elbo']:.1f} nats")
     return measured
 
 
-def measure_one(run, line, dataset, judge, folder, resume, parent):
+def measure_one(run, line, dataset, judge, folder, resume):
     """Train a run, or take it over, and measure it: its entry in results.json."""
-    if os.getpid() != parent:
-        begin_worker(parent)
     torch.set_num_threads(1)
     data, path = permuted(dataset) if run.variant == PERMUTED else dataset, folder / f"{run.name}.pt"
     checkpoint = train_or_resume(path, run.architecture, run.latent_dim, data, run.config, resume=resume, line=line)

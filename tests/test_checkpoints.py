@@ -17,7 +17,7 @@ from test_mnist import write_set
 
 import checkpoints
 import mnist
-from checkpoints import model_at, read_checkpoint, run_figure_script, save_checkpoint, train_or_resume
+from checkpoints import model_at, read_checkpoint, run_figure_script, train_or_resume
 from files import InputError
 from train import STAGES, TrainConfig, train
 
@@ -63,7 +63,7 @@ def test_training_is_taken_over_only_with_the_same_code_settings_and_data(few, t
     monkeypatch.setattr(checkpoints, "CODE", code)
     assert {file.name for file in code} == {"ELBO.py", "VAE.py", "train.py"}
     times = [made_at(), made_at(resume=False)]
-    for change in ({"latent_dim": 1}, {"dataset": replace(few, train=few.test)}, {"config": replace(CONFIG, seed=1)}):
+    for change in ({"latent_dim": 1}, {"dataset": few._replace(train=few.test)}, {"config": replace(CONFIG, seed=1)}):
         settings |= change
         times.append(made_at())
     for file in code:
@@ -84,7 +84,7 @@ class Intruder:
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    save_checkpoint("a.pt", make(), {"end": make().state_dict()}, more=Intruder())
+    torch.save({"made_from": Intruder()}, "a.pt")
     with pytest.raises(InputError, match=r"^a\.pt: not a checkpoint") as raised:
         read_checkpoint("a.pt")
     assert isinstance(raised.value.__cause__, pickle.UnpicklingError)  # nothing else has kept the code from running
@@ -102,8 +102,6 @@ UNUSABLE = {
     "bare pickle": pickle.dumps(MLP),
     "weights alone": make().state_dict(),
     "no stages": MLP,
-    "unknown architecture": MLP | {"architecture": "resnet", "stages": {"end": {}}},
-    "weights of another size": MLP | {"stages": {"end": make(3).state_dict()}},
 }
 
 

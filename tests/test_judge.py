@@ -1,7 +1,5 @@
 """The judge of samples: what it recognises, how far from digits it finds images, and that it is kept."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from scipy.linalg import sqrtm
@@ -23,7 +21,7 @@ def test_other_digits_are_rated_as_real_and_averages_and_negatives_are_not(datas
     assert averages["recognised"] < real["recognised"] - 0.2
     assert 2 * real["frechet_distance"] < averages["frechet_distance"] < negatives["frechet_distance"]
     with pytest.raises(TypeError):  # trained anew for other digits
-        make_judge(tmp_path / "judge.json", replace(dataset, train=dataset.train.choose(100)), resume=True)
+        make_judge(tmp_path / "judge.json", dataset._replace(train=dataset.train.choose(100)), resume=True)
 
 
 def test_frechet_distance_is_the_root_of_its_formula():
