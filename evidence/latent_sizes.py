@@ -52,7 +52,7 @@ def plot_numbers(groups, test_digits, path):
         elbo, active, *judged = figure.subplots(2, 2).flat
         draw_over_sizes(elbo, groups, "elbo", "test ELBO (nats)")
         elbo.legend()
-        draw_over_sizes(active, groups, "active_units", "dimensions in use")
+        draw_over_sizes(active, groups, "dimensions_in_use", "dimensions in use")
         active.set_yscale("log", base=2)
         active.yaxis.set_major_formatter("{x:g}")
         for axes, (measure, label) in zip(judged, MEASURES.items(), strict=True):

@@ -23,6 +23,7 @@ from VAE import PIXELS
 LATENT_DIM = 16  # of the questions that take a single size
 PERMUTED = "permuted"  # variant: the pixels of all images in the same random order
 SIGMA = "sigma"  # variant: this and the value of a fixed sigma, such as "sigma0.5"
+LEAST_KL = 0.1  # nats, of a dimension in use; most have far less or far more
 TRAIN_IMAGES = 10_000  # training images for the ELBO, to measure overfitting
 OWN = ("seed", "elbo_standard_error")  # what an average over seeds leaves out
 SETTINGS = ("architecture", "latent_dim", "variant", "sigma_rule")  # what the runs of a group share
@@ -88,7 +89,9 @@ def measure_one(run, line, dataset, judge, folder, resume):
     checkpoint = train_or_resume(path, run.architecture, run.latent_dim, data, run.config, resume=resume, line=line)
     measurement = partial(measure, run, checkpoint, data, judge)
     numbers = remembered(path.with_suffix(".json"), checkpoint["made_from"], resume, measurement)
-    return {"name": run.name, **run._asdict(), "sigma_rule": run.config.sigma or "calibrated", **numbers}
+    used = sum(kl > LEAST_KL for kl in numbers["kl_per_dimension"])
+    described = {"name": run.name, **run._asdict(), "sigma_rule": run.config.sigma or "calibrated"}
+    return described | numbers | {"dimensions_in_use": used}
 
 
 def remembered(path, made_from, resume, measurement):

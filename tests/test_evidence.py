@@ -80,7 +80,7 @@ def runs(monkeypatch):
     for run in networks.plan(["conv", "mlp", "third"], DIMS, 3):
         lead = {"conv": 10 * run.latent_dim, "third": 5}.get(run.architecture, 0)
         numbers = {f"{source}_{key}": rng.random() for source in latent_sizes.SOURCES for key in latent_sizes.MEASURES}
-        numbers |= {"elbo": run.seed**2 + lead, "active_units": run.latent_dim, "kl_per_dimension": [1.0]}
+        numbers |= {"elbo": run.seed**2 + lead, "dimensions_in_use": run.latent_dim, "kl_per_dimension": [1.0]}
         runs.append({"name": run.name, **run._asdict(), "sigma_rule": "calibrated", **numbers})
     return runs
 
