@@ -78,7 +78,8 @@ def read_checkpoint(path):
     """Read a checkpoint; a missing or damaged file is an `InputError`."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # no code in the file is ever run
-        assert "made_from" in checkpoint
+        if "made_from" not in checkpoint:
+            raise KeyError("made_from")
     except Exception as error:  # a damaged file can raise almost any exception
         reason = getattr(error, "strerror", None) or "not a checkpoint made by main.py"
         raise InputError(f"{path}: {reason}") from error
@@ -86,9 +87,12 @@ def read_checkpoint(path):
 
 
 def model_at(checkpoint, stage="end"):
-    """Return the `VAE` of a checkpoint, on the CPU, as it was at a stage."""
-    model = VAE(checkpoint["latent_dim"], checkpoint["architecture"])
-    model.load_state_dict(checkpoint["stages"][stage])
+    """Return the `VAE` of a checkpoint, on the CPU, as it was at a stage; `InputError` if its code was another."""
+    try:
+        model = VAE(checkpoint["latent_dim"], checkpoint["architecture"])
+        model.load_state_dict(checkpoint["stages"][stage])
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise InputError("the weights do not fit the VAE of this version: train again") from error
     return model.eval()
 
 

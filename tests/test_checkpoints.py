@@ -102,6 +102,8 @@ UNUSABLE = {
     "bare pickle": pickle.dumps(MLP),
     "weights alone": make().state_dict(),
     "no stages": MLP,
+    "unknown architecture": MLP | {"architecture": "resnet", "stages": {"end": {}}},
+    "weights of another size": MLP | {"stages": {"end": make(3).state_dict()}},
 }
 
 
@@ -113,6 +115,14 @@ def test_file_that_is_no_checkpoint_is_named_in_one_line_and_stays(tmp_path, few
     with pytest.raises(InputError, match=rf"\A{file}: not a checkpoint made by main\.py\Z"):
         train_or_resume(file, "mlp", 2, few, CONFIG, resume=True)
     assert file.read_bytes() == before
+
+
+def test_weights_of_another_version_are_refused_where_they_are_used_and_trained_anew_with_resume(few, path, tmp_path):
+    file, checkpoint = tmp_path / "a.pt", read_checkpoint(path)
+    torch.save(checkpoint | {"stages": {"end": make(3).state_dict()}, "made_from": "another version"}, file)
+    with pytest.raises(InputError, match=r"\Athe weights do not fit"):
+        model_at(read_checkpoint(file))
+    assert train_or_resume(file, "mlp", 2, few, CONFIG, resume=True)["history"] == checkpoint["history"]
 
 
 @pytest.mark.parametrize("script", ["latent_traversal.py", "sample_from_prior.py", "tsne.py"])
