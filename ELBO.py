@@ -18,13 +18,9 @@ LOG_2PI = math.log(2 * math.pi)
 
 def _reduce(per_item, reduction):
     """Reduce one value per image, (B,), over the batch in the way that torch's losses name."""
-    if reduction == "mean":
-        return per_item.mean()
-    if reduction == "sum":
-        return per_item.sum()
-    if reduction == "none":
-        return per_item
-    raise ValueError(f"reduction must be 'mean', 'sum' or 'none', not {reduction!r}")
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', not {reduction!r}")
+    return per_item if reduction == "none" else getattr(per_item, reduction)()
 
 
 def _check(**tensors):

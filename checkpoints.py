@@ -61,8 +61,7 @@ def train_or_resume(path, architecture, latent_dim, dataset, config, device="cpu
         history = train(model, dataset.train.images, config, on_stage, on_iteration)
     checkpoint = {"architecture": architecture, "latent_dim": latent_dim, "stages": stages, "history": history}
     checkpoint |= {"train_seconds": time.process_time() - started, "made_from": made_from}
-    buffer = io.BytesIO()  # torch.save to a file hides a full disk's OSError behind a RuntimeError
-    torch.save(checkpoint, buffer)
+    torch.save(checkpoint, buffer := io.BytesIO())  # to a file it would hide a full disk's OSError
     with whole_file(path) as temporary:
         temporary.write_bytes(buffer.getvalue())
     return checkpoint

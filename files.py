@@ -20,7 +20,7 @@ class InputError(ValueError):
 def whole_file(path):
     """Yield a temporary path to write to, which becomes `path` when the block ends without an error.
 
-    Missing folders are made. Raises `OSError`, which names the file, if it cannot be written.
+    Missing folders are made.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,8 +28,6 @@ def whole_file(path):
     try:
         yield temporary
         os.replace(temporary, path)
-    except OSError as error:  # that of a full disk does not name the file
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

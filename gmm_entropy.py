@@ -269,15 +269,8 @@ def running_means(chunks):
     Estimate
         Of arrays, shape (m,): about 200 estimates, evenly spaced on a logarithmic axis of `n`, with n = 100,000 among
         them if there are so many values.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than 10 values.
     """
     values = np.concatenate(list(chunks))
-    if len(values) < N_MIN:
-        raise ValueError(f"found {len(values)} samples, expected at least {N_MIN}")
     counts = np.geomspace(N_MIN, len(values), 200).astype(int)
     counts = np.unique([*counts, min(N_SAMPLES, len(values))])
     return Estimate(*np.transpose([_mean([values[:n]]) for n in counts]))

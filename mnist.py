@@ -87,7 +87,10 @@ def load(root="data", offline=False, name="MNIST"):
     """
     raw = Path(root) / name / "raw"
     if raw.is_dir() and any(raw.iterdir()):
-        return _read(root, name, "disk")
+        try:
+            return _read(root, name, "disk")
+        except Exception as error:  # damaged files fail in many ways, torchvision's assertions among them
+            raise InputError(f"{raw.parent}: unreadable as {name}; delete this folder to download it") from error
     reason = f"{raw} is empty"
     if not offline:
         say(f"Downloading {name}")
@@ -95,9 +98,9 @@ def load(root="data", offline=False, name="MNIST"):
         try:
             raw.parent.mkdir(parents=True, exist_ok=True)
             with TemporaryDirectory(dir=root) as temporary:  # so that all four files come, or none
-                _torchvision_class(name)(temporary, download=True)
+                dataset = _read(temporary, name, "download")
                 Path(temporary, name, "raw").replace(raw)
-            return _read(root, name, "download")
+            return dataset
         except Exception as error:  # servers fail in more ways than urllib has classes for
             reason = f"no download: {' '.join(str(error).split())}"
         finally:
@@ -109,21 +112,14 @@ def load(root="data", offline=False, name="MNIST"):
 
 
 def _read(root, name, source):
-    """Return the `Dataset` in torchvision's folder."""
-    try:
-        parts = [_torchvision_class(name)(root, train=train) for train in (True, False)]
-        if any(part.data.shape != (len(part.targets), 28, 28) or part.targets.max() > 9 for part in parts):
-            raise ValueError("wrong shapes or labels")
-    except Exception as error:  # damaged files fail in many ways, torchvision's assertions among them
-        folder = Path(root) / name
-        raise InputError(f"{folder}: unreadable as {name}; delete this folder to download it") from error
-    return Dataset(name, source, *(Part(part.data.unsqueeze(1), part.targets) for part in parts))
-
-
-def _torchvision_class(name):
+    """Return the `Dataset` in torchvision's folder, downloaded first if that is its source."""
     from torchvision import datasets  # here, because its import takes seconds, in every process that trains
 
-    return getattr(datasets, name)
+    read = getattr(datasets, name)
+    parts = [read(root, train, download=source == "download") for train in (True, False)]
+    if any(part.data.shape != (len(part.targets), 28, 28) or part.targets.max() > 9 for part in parts):
+        raise ValueError("wrong shapes or labels")
+    return Dataset(name, source, *(Part(part.data.unsqueeze(1), part.targets) for part in parts))
 
 
 def _load_packaged():

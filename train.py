@@ -96,7 +96,7 @@ def train(model, images, config=None, on_stage=None, on_iteration=None):
             recon_x, mu, logvar = model(x)
 
             # Loss: the negative ELBO. At the calibrated sigma its derivative in sigma is 0, so sigma needs no gradient.
-            sigma = config.sigma or _checked_sigma(ELBO.optimal_sigma(x, recon_x).item())
+            sigma = config.sigma or max(LEAST_SIGMA, ELBO.optimal_sigma(x, recon_x).item())
             loss = ELBO.elbo_loss(x, recon_x, mu, logvar, sigma)
 
             # Backward: one step of Adam.
@@ -169,13 +169,6 @@ def seeded(seed, device="cpu"):
         yield
 
 
-def _checked_sigma(sigma):
-    """Return sigma, at least that of rounding; a NaN means that the training has diverged."""
-    if not math.isfinite(sigma):
-        raise FloatingPointError("a reconstruction is not finite: lower the learning rate")
-    return max(sigma, LEAST_SIGMA)
-
-
 # ---- Measuring
 
 
@@ -187,7 +180,7 @@ def calibrated_sigma(model, images):
     """
     with seeded(0, images.device):
         squares = [len(x) * ELBO.optimal_sigma(x, model(x)[0]).square() for x in images.split(IMAGES_AT_ONCE)]
-    return _checked_sigma(math.sqrt(sum(squares) / len(images)))
+    return max(LEAST_SIGMA, math.sqrt(sum(squares) / len(images)))
 
 
 @torch.no_grad()
@@ -215,17 +208,14 @@ def evaluate(model, images, importance_images=0, importance_samples=200, seed=0)
     FloatingPointError
         If the ELBO is not finite, as after a training that diverged.
     """
-    device = model.sigma.device
-    nlls, kls, squares, mus = [], [], [], []
+    device, parts = model.sigma.device, []
     with seeded(seed, device):
         for x in images.split(IMAGES_AT_ONCE):
             x = x.to(device)
             recon_x, mu, logvar = model(x)
-            nlls.append(ELBO.negative_log_likelihood(x, recon_x, model.sigma, reduction="none"))
-            kls.append(ELBO.kl_per_dimension(mu, logvar))
-            squares.append((x - recon_x).square().flatten(1).mean(1))
-            mus.append(mu)
-        nll, kl, square, mu = (torch.cat(parts).cpu() for parts in (nlls, kls, squares, mus))
+            nll = ELBO.negative_log_likelihood(x, recon_x, model.sigma, reduction="none")
+            parts.append((nll, ELBO.kl_per_dimension(mu, logvar), (x - recon_x).square().flatten(1).mean(1), mu))
+        nll, kl, square, mu = (torch.cat(values).cpu() for values in zip(*parts, strict=True))
         elbo = -nll - kl.sum(1)
         if not elbo.isfinite().all():
             raise FloatingPointError(f"the ELBO of some image is {elbo.mean():.3g}: lower the learning rate")
@@ -237,11 +227,8 @@ def evaluate(model, images, importance_images=0, importance_samples=200, seed=0)
         if importance_images:
             chosen = choose(len(images), importance_images)
             bound = ELBO.importance_weighted_log_likelihood(model, images[chosen].to(device), importance_samples).cpu()
-            results |= {
-                "iw_log_likelihood": bound.mean().item(),
-                "iw_elbo": elbo[chosen].mean().item(),
-                "iw_gap_standard_error": standard_error(bound - elbo[chosen]),
-            }
+            results |= {"iw_log_likelihood": bound.mean().item(), "iw_elbo": elbo[chosen].mean().item()}
+            results["iw_gap_standard_error"] = standard_error(bound - elbo[chosen])
     return results
 
 
@@ -325,11 +312,8 @@ def plot_elbo_curves(histories, path, note=""):
 
 def smoothed(values):
     """Return the mean of each value and its neighbours, 1 % of the values to either side."""
-    reach = len(values) // 100
-    places = np.arange(len(values))
-    sums = np.cumsum([0.0, *values])
-    first, last = np.maximum(places - reach, 0), np.minimum(places + reach + 1, len(values))
-    return (sums[last] - sums[first]) / (last - first)
+    window = np.ones(2 * (len(values) // 100) + 1)
+    return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
 
 
 def _leave_out_the_start(axes, curves, points=()):

@@ -1,7 +1,7 @@
 """The benchmark: contenders do the same work in turns, and each has its line."""
 
-import numpy as np
 import pytest
+from test_mnist import write_set
 
 from evidence import benchmark
 from gmm_entropy import BALANCED_WEIGHTS, COVARIANCES, GMM, MEANS, quadrature_entropy
@@ -27,12 +27,7 @@ def test_libraries_estimate_the_entropy_of_the_same_mixture(estimate):
 def test_table_has_a_line_for_each_contender_on_mnist_files(dataset, tmp_path, monkeypatch, capsys):
     for name, value in (("TURNS", 1), ("SAMPLES", 1000), ("IMAGES", 256)):
         monkeypatch.setattr(benchmark, name, value)
-    raw = tmp_path / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    for kind, array in (("images-idx3", dataset.train.pixels[:300, 0]), ("labels-idx1", dataset.train.labels[:300])):
-        header = np.array([2048 + array.ndim, *array.shape], ">u4").tobytes()
-        for part in ("train", "t10k"):
-            (raw / f"{part}-{kind}-ubyte").write_bytes(header + np.asarray(array, np.uint8).tobytes())
+    write_set(tmp_path, dataset.train.choose(300), dataset.test.choose(30))
     benchmark.main(["--data-root", str(tmp_path)])
     starts = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
     training = ["256 images", "train.train", "DataLoader, as in tutorials"]

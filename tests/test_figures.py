@@ -68,11 +68,6 @@ def test_mosaic_has_white_lines_between_images(gap):
     assert np.array_equal(mosaic(torch.from_numpy(images), gap), tiled)
 
 
-def test_title_names_network_latent_size_stage_and_note():
-    assert run_title("conv", 2) == "convolutional, K = 2"
-    assert run_title("mlp", 16, "end", "a note") == "fully connected, K = 16, end of training\na note"
-
-
 def test_traversal_moves_one_dimension_from_minus_to_plus_three_and_leaves_the_others_at_0(glass, drawn, tmp_path):
     kl = np.arange(glass.latent_dim) / 8
     for k, row in enumerate(traverse(glass)):

@@ -23,11 +23,11 @@ def test_text_is_written_whole_as_utf_8_over_what_a_killed_run_has_left(tmp_path
     assert list(path.parent.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt("no"), OSError(28, "disk full")])
+@pytest.mark.parametrize("error", [KeyboardInterrupt("no"), OSError(28, "no")])
 def test_failed_write_leaves_the_earlier_file_and_nothing_else(tmp_path, error):
-    path, words = tmp_path / "a", rf"^no$|disk full: '{tmp_path}/a'"
+    path = tmp_path / "a"
     write_text(path, "earlier")
-    with pytest.raises(type(error), match=words), whole_file(path) as temporary:  # noqa: PT012
+    with pytest.raises(type(error), match="no"), whole_file(path) as temporary:  # noqa: PT012
         temporary.write_text("half")
         assert path.read_text() == "earlier"
         raise error

@@ -215,7 +215,7 @@ def test_full_disk_is_told_and_earlier_files_survive(refused, tmp_path):
     before, limit = contents(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))  # does to a write what a full disk does
     try:
-        assert "checkpoints/mlp_z2.pt" in refused()
+        assert "File too large" in refused()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert contents(tmp_path) == before

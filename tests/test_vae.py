@@ -109,9 +109,3 @@ def test_saved_weights_hold_all_that_decides_the_results(model, digits):
     other.load_state_dict(model.state_dict())
     assert other.sigma == 0.25
     assert_close(run(other, digits), run(model, digits), rtol=0, atol=0)
-
-
-@pytest.mark.filterwarnings("ignore")  # torch advises against its own tracing
-def test_traced_model_computes_the_same(model, digits):
-    traced = torch.jit.trace(model, digits[:2], check_trace=False)  # because a check would draw other codes
-    assert_close(run(traced, digits), run(model, digits))
