@@ -126,7 +126,7 @@ def read(terminal, seconds, *words):
 def test_ended_run_leaves_no_process_after_ten_seconds_and_the_files_as_they_were(number, status, data_root, tmp_path):
     """While two trainings are under way. Ctrl-C reaches all processes of a terminal."""
     termios = pytest.importorskip("termios", reason="Windows has other terminals and no such signals")
-    run = command(tmp_path / "run", "--data-root", data_root, "--epochs", "1000000")
+    run = command(tmp_path / "run", "--data-root", data_root, "--epochs", "1000000", "--device", "cpu")
     (tmp_path / "run" / "Bündel" / "gmm_entropy.py").write_text("run_problem_1 = print")  # which spares seconds
     write_text(tmp_path / "run" / "figures" / "README.md", report.FIRST_LINE)
     before = contents(tmp_path)
