@@ -161,8 +161,7 @@ def importance_weighted_log_likelihood(model, x, samples=1000, samples_at_once=2
     with torch.no_grad():
         mu, logvar = model.encode(x)
         for start in range(0, samples, samples_at_once):
-            draws = min(samples_at_once, samples - start)
-            log_weights.append(_log_weights(model, x, mu, logvar, draws))
+            log_weights.append(_log_weights(model, x, mu, logvar, min(samples_at_once, samples - start)))
     return torch.logsumexp(torch.cat(log_weights), dim=0) - math.log(samples)
 
 

@@ -94,8 +94,7 @@ def main(args):
 
     say("Problem 2: variational autoencoders")
     names = list(dict.fromkeys(product(args.architectures, args.latent_dims)))
-    jobs = min(len(names), joblib.cpu_count(only_physical_cores=True)) if args.device.type == "cpu" else 1
-    side_by_side = joblib.Parallel(jobs, return_as="generator", initializer=begin_worker, initargs=[os.getpid()])
+    side_by_side = processes(len(names) if args.device.type == "cpu" else 1)
     calls = (joblib.delayed(make_run)(*name, dataset, config, args, line) for line, name in enumerate(names))
     runs, histories = {}, {}
     for (architecture, latent_dim), (run, history) in zip(names, side_by_side(calls), strict=True):
@@ -137,6 +136,12 @@ def make_run(architecture, latent_dim, dataset, config, args, line):
     run["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     run["untrained_knn_accuracy"] = knn_accuracy(untrained, digits.labels)
     return run, history
+
+
+def processes(most):
+    """Return a `joblib.Parallel` of at most so many processes, and one per processor; its results come in order."""
+    jobs = min(most, joblib.cpu_count(only_physical_cores=True))
+    return joblib.Parallel(jobs, return_as="generator", initializer=begin_worker, initargs=[os.getpid()])
 
 
 def begin_worker(parent):

@@ -298,10 +298,10 @@ def plot_elbo_curves(histories, path, note=""):
     """Write the ELBO of several runs, {label: history}, raw and smoothed, into one figure at `path`."""
     elbos = {label: -np.array(history["loss"]) for label, history in histories.items()}
     with figure_file(path, (7, 4.5), f"Learning curves of all runs\n{note}".strip()) as figure:
-        axes = figure.subplots()
-        networks = list(dict.fromkeys(label.partition(",")[0] for label in elbos))
+        axes, colors = figure.subplots(), {}  # a colour for each network
         for number, (label, elbo) in enumerate(elbos.items()):
-            iterations, color = np.arange(1, len(elbo) + 1), PALETTE[networks.index(label.partition(",")[0])]
+            color = colors.setdefault(label.partition(",")[0], PALETTE[len(colors)])
+            iterations = np.arange(1, len(elbo) + 1)
             axes.plot(iterations, elbo, color=color, alpha=0.2, linewidth=0.6)
             axes.plot(iterations, smoothed(elbo), color=color, dashes=(4, number), label=label)  # equal curves show
         _leave_out_the_start(axes, elbos.values())

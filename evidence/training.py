@@ -1,7 +1,6 @@
 """Runs with names: trained side by side, measured once, and remembered beside their checkpoints."""
 
 import json
-import os
 from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
@@ -13,7 +12,7 @@ import torch
 from checkpoints import model_at, train_or_resume
 from evidence.posterior import sample_posterior
 from files import say, write_text
-from main import begin_worker
+from main import processes
 from mnist import choose
 from sample_from_prior import sample_prior
 from train import TrainConfig, calibrated_sigma, encode_means, evaluate, split_off_calibration
@@ -72,10 +71,8 @@ def measure_all(runs, dataset, judge, folder, resume):
 
     Checkpoints and measurements are kept in `folder`. With `resume` those that are still valid are reused.
     """
-    jobs = min(len(runs), joblib.cpu_count(only_physical_cores=True))
-    side_by_side = joblib.Parallel(jobs, return_as="generator", initializer=begin_worker, initargs=[os.getpid()])
-    more, measured = (dataset, judge, folder, resume), {}
-    calls = (joblib.delayed(measure_one)(run, line % jobs, *more) for line, run in enumerate(runs))
+    side_by_side, more, measured = processes(len(runs)), (dataset, judge, folder, resume), {}
+    calls = (joblib.delayed(measure_one)(run, line % side_by_side.n_jobs, *more) for line, run in enumerate(runs))
     for numbers in side_by_side(calls):
         measured[numbers["name"]] = numbers
         say(f"{len(measured)} of {len(runs)}: {numbers['name']}, test ELBO {numbers['elbo']:.1f} nats")
