@@ -5,8 +5,8 @@ For an image x with code z ~ q(z|x) the model's log-likelihood is bounded below 
     log p(x) >= ELBO = E_q[log p(x|z)] - KL(q(z|x) || p(z)),      Kingma & Welling 2014, eq. (3)
 
 with a Gaussian decoder p(x|z) = N(x; recon_x, sigma^2 I), a diagonal Gaussian posterior q(z|x) = N(mu, diag e^logvar)
-and the prior p(z) = N(0, I). Training minimises the negative ELBO. All functions but the
-last, which takes a model, are pure functions of tensors.
+and the prior p(z) = N(0, I). Training minimises the negative ELBO. All public functions but the last, which takes a
+model, are pure functions of tensors.
 """
 
 import math
@@ -42,7 +42,7 @@ def negative_log_likelihood(x, recon_x, sigma=1.0, reduction="mean"):
     x, recon_x : torch.Tensor, shape (B, ...)
         Images and their reconstructions (the decoder's means). A single image is (1, ...).
     sigma : float or torch.Tensor, shape () or (1,)
-        Standard deviation of every pixel, in the unit of x.
+        Standard deviation of every pixel, in the unit of x; for a trained `VAE` it is its `sigma`, not the default.
     reduction : {"mean", "sum", "none"}
         Over the batch; pixels are always summed.
 

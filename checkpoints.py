@@ -15,7 +15,7 @@ from files import InputError, errors_in_one_line, say, whole_file
 from train import STAGES, iterations_of, seeded, train
 from VAE import VAE
 
-CODE = [Path(__file__).with_name(name) for name in ("ELBO.py", "VAE.py", "train.py")]  # that determines the weights
+CODE = [Path(__file__).with_name(f"{name}.py") for name in ("ELBO", "VAE", "train", "mnist", "checkpoints")]
 
 
 def train_or_resume(path, architecture, latent_dim, dataset, config, device="cpu", resume=False, line=0):
@@ -30,7 +30,7 @@ def train_or_resume(path, architecture, latent_dim, dataset, config, device="cpu
     config : TrainConfig
     device : torch.device or str
     resume : bool
-        Load a checkpoint that was made with the same code, settings, data, torch and device.
+        Load a checkpoint that was made with the same code (the files in `CODE`), settings, data, torch and device.
     line : int
         Row of the progress bar, counted downwards from the cursor.
 

@@ -1,4 +1,4 @@
-"""How the bundle writes files, whole or not at all; how it prints, and how it ends.
+"""How the scripts write files, whole or not at all; how they print, and how they end.
 
 A file is made under a temporary name and then renamed, which the operating system does in one step. If a run
 is killed or the disk is full, the earlier file stays and no half file is left.
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 class InputError(ValueError):
-    """The user named a file or folder that cannot be used; the message is one line that names it."""
+    """What the user asked for cannot be done; the message says why."""
 
 
 @contextmanager
@@ -60,5 +60,5 @@ def errors_in_one_line():
         print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f"\n{program}: interrupted; with --resume it takes over what is trained", file=sys.stderr)
+        print(f"\n{program}: interrupted; finished trainings are kept for --resume", file=sys.stderr)
         sys.exit(130)

@@ -27,7 +27,7 @@ N_SAMPLES = 100_000  # behind each number of the report
 N_MIN, N_MAX = 10, 1_000_000  # samples at the two ends of the curves
 RUNS = 4  # curves in the figure of 1.2: the seed of the report and the next three
 
-CHUNK = 16_384  # coordinates drawn at once: few enough for the processor's cache
+CHUNK = 16_384  # coordinates drawn, or places of a grid, at once: few enough for the processor's cache
 TOLERANCE = 1e-6  # what rounding to float32 may do to the sum of the weights and to the symmetry of a covariance
 GRID_STEP = 0.25  # in units of the smallest standard deviation
 GRID_REACH = 10.0  # standard deviations from a mean; the density there is exp(-10**2 / 2) = 2e-22 of its peak
@@ -60,7 +60,7 @@ class GMM:
     ------
     ValueError
         If a shape does not fit, an entry is not finite, the weights are no distribution, or a covariance is not
-        symmetric, not positive definite, or singular.
+        symmetric, not positive definite, or singular up to rounding.
 
     Attributes
     ----------
@@ -90,8 +90,9 @@ class GMM:
     def sample(self, n, rng):
         """Draw the first `n` points of a stream that `rng` determines.
 
-        The components come from one random generator and the normals from another, both spawned from `rng`. So with a
-        new `rng` of the same seed a larger `n` continues the same points, and mixtures of one dimension share normals.
+        The components come from one random generator and the normals from another, both spawned from `rng`: its seed
+        counts, and not what was drawn from it. So with a new `rng` of the same seed a larger `n` continues the same
+        points, and mixtures of one dimension share normals.
 
         Parameters
         ----------
@@ -309,9 +310,9 @@ def _cholesky(covariance):
     if np.abs(covariance - covariance.T).max() > TOLERANCE * np.abs(covariance).max():
         raise ValueError(f"a covariance is {covariance.tolist()}, expected a symmetric matrix")
     eigenvalues = np.linalg.eigvalsh(covariance)
-    # An eigenvalue that is only rounding noise belongs to a singular matrix, even where the factorization succeeds.
+    # So small an eigenvalue may be rounding noise of a singular matrix, even where the factorization succeeds.
     if eigenvalues[0] <= len(covariance) * np.finfo(float).eps * eigenvalues[-1]:
-        raise ValueError(f"a covariance is {covariance.tolist()}, expected a positive definite matrix")
+        raise ValueError(f"a covariance is {covariance.tolist()}, expected a clearly positive definite matrix")
     return np.linalg.cholesky(covariance)
 
 

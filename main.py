@@ -43,12 +43,12 @@ def parse_arguments(arguments=None):
     option("--data-root", default="data", type=Path, help="folder of the data set, downloaded if there is none")
     option("--figures", default="figures", type=Path, help="folder for the figures, results.json and README.md")
     option("--checkpoints", default="checkpoints", type=Path, help="folder for trained weights")
-    option("--epochs", type=number(int, 1), help=f"passes over the images; unset: 10, or 60 for fewer than {SMALL_SET}")
+    option("--epochs", type=number(int, 1), help=f"passes over images; None: 10, 60 below {SMALL_SET}, 5 if --quick")
     option("--batch-size", default=train.TrainConfig.batch_size, type=number(int, 1), help="images per step")
     option("--learning-rate", default=train.TrainConfig.learning_rate, type=number(float, 1e-9), help="its peak")
     option("--latent-dims", default=[2, 16], type=number(int, 1), nargs="+", help="numbers of latent dimensions")
     option("--architectures", default=["conv", "mlp"], choices=ARCHITECTURES, nargs="+", help="networks")
-    option("--seed", default=0, type=number(int, 0), help="seed of all random numbers")
+    option("--seed", default=0, type=number(int, 0, 2**32 - 1), help="of samples, first weights, batches and maps")
     option("--device", default="auto", type=device, help="cpu, cuda, mps, ...; auto: an accelerator if there is one")
     option("--offline", action="store_true", help="do not download anything")
     option("--quick", action="store_true", help="a trial of everything on 1,000 images, in about a minute")
@@ -56,15 +56,15 @@ def parse_arguments(arguments=None):
     return parser.parse_args(arguments)
 
 
-def number(kind, least):
-    """Return a function that reads a number of that kind, `least` or more, for argparse."""
+def number(kind, least, most=float("inf")):
+    """Return a function that reads a number of that kind, from `least` to `most`, for argparse."""
 
-    def read(text):
-        if not kind(text) >= least:  # so that NaN is refused
-            raise argparse.ArgumentTypeError(f"{text} is not {least} or more")
+    def number(text):
+        if not least <= kind(text) <= most:  # so that NaN is refused
+            raise argparse.ArgumentTypeError(f"{text} is not from {least} to {most}")
         return kind(text)
 
-    return read
+    return number
 
 
 def device(text):

@@ -91,7 +91,7 @@ def load(root="data", offline=False, name="MNIST"):
             return _read(root, name, "disk")
         except Exception as error:  # damaged files fail in many ways, torchvision's assertions among them
             raise InputError(f"{raw.parent}: unreadable as {name}; delete this folder to download it") from error
-    reason = f"{raw} is empty"
+    reason = f"no files in {raw}"
     if not offline:
         say(f"Downloading {name}")
         socket.setdefaulttimeout(SILENCE_SECONDS)

@@ -36,7 +36,7 @@ class TrainConfig:
     warm_up: float = 0.15  # share of the iterations in which the rate rises, so that Adam's averages settle first
     beta2: float = 0.99  # of Adam: torch's 0.999 remembers squared gradients for too long in so short a training
     sigma: float | None = None  # standard deviation of the decoder, in pixel values; None: calibrated on each batch
-    calibration_images: int = 1000  # images kept aside for the stored sigma, at most a tenth of the training images
+    calibration_images: int = 1000  # images kept aside for the stored sigma, at most a tenth of all
     augment: bool = False  # turn, shear and scale images a little: helps only sets so small that they are overfitted
     seed: int = 0  # of the batches and the draws of codes
 
@@ -55,8 +55,8 @@ def train(model, images, config=None, on_stage=None, on_iteration=None):
         Training images in [0, 1].
     config : TrainConfig, optional
     on_stage : callable, optional
-        Called as on_stage(name, iteration) at three stages: "begin" after 1 % of the iterations (at least 10), "middle"
-        after half of them, "end" after the last.
+        Called as on_stage(name, iteration) at three stages: "begin" after 1 % of the iterations (at least 10, but at
+        most a third), "middle" after half of them, "end" after the last.
     on_iteration : callable, optional
         Called as on_iteration(iteration, loss) after each iteration; the loss is a float in nats per image.
 
@@ -76,7 +76,7 @@ def train(model, images, config=None, on_stage=None, on_iteration=None):
     config = config or TrainConfig()
     device = model.sigma.device
     if len(images) < 2 or images.shape[1:] != IMAGE_SHAPE or not (images.min() >= 0 and images.max() <= 1):
-        raise ValueError(f"images must be two or more (1, 28, 28) with values in [0, 1], not {tuple(images.shape)}")
+        raise ValueError(f"images must be (N, 1, 28, 28), N > 1, with values in [0, 1]; found {tuple(images.shape)}")
     iterations = iterations_of(len(images), config)
     images, calibration_images = split_off_calibration(images.to(device), config)
     history = {"loss": [], "nll": [], "kl": [], "stages": stage_iterations(iterations)}
@@ -96,7 +96,7 @@ def train(model, images, config=None, on_stage=None, on_iteration=None):
             recon_x, mu, logvar = model(x)
 
             # Loss: the negative ELBO. At the calibrated sigma its derivative in sigma is 0, so sigma needs no gradient.
-            sigma = config.sigma or max(LEAST_SIGMA, ELBO.optimal_sigma(x, recon_x).item())
+            sigma = max(LEAST_SIGMA, ELBO.optimal_sigma(x, recon_x).item()) if config.sigma is None else config.sigma
             loss = ELBO.elbo_loss(x, recon_x, mu, logvar, sigma)
 
             # Backward: one step of Adam.

@@ -61,7 +61,7 @@ def test_training_is_taken_over_only_with_the_same_code_settings_and_data(few, t
 
     code = [Path(shutil.copy(file, tmp_path)) for file in checkpoints.CODE]
     monkeypatch.setattr(checkpoints, "CODE", code)
-    assert {file.name for file in code} == {"ELBO.py", "VAE.py", "train.py"}
+    assert {file.stem for file in code} == {"ELBO", "VAE", "train", "mnist", "checkpoints"}
     times = [made_at(), made_at(resume=False)]
     for change in ({"latent_dim": 1}, {"dataset": few._replace(train=few.test)}, {"config": replace(CONFIG, seed=1)}):
         settings |= change

@@ -147,7 +147,7 @@ def test_ended_run_leaves_no_process_after_ten_seconds_and_the_files_as_they_wer
     assert process.wait() == status
     assert "Traceback" not in said
     if number == "SIGINT":
-        assert said.splitlines()[-1] == "main.py: interrupted; with --resume it takes over what is trained"
+        assert said.splitlines()[-1] == "main.py: interrupted; finished trainings are kept for --resume"
     assert contents(tmp_path) == before
 
 
@@ -171,7 +171,7 @@ def refused(tmp_path, data_root, capsys, monkeypatch):
 
 
 UNUSABLE = ["--epochs 0", "--epochs many", "--learning-rate nan", "--latent-dims", "--latent-dims 0", "--seed -1"]
-UNUSABLE += ["--architectures transformer", "--device abacus", "--device meta", "--colour red"]
+UNUSABLE += ["--seed 4294967296", "--architectures transformer", "--device abacus", "--device meta", "--colour red"]
 
 
 @pytest.mark.parametrize("arguments", UNUSABLE)

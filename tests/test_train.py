@@ -198,7 +198,7 @@ def test_calibrated_sigma_is_the_root_of_the_mean_squared_error_but_at_least_tha
 
 
 def test_unit_is_active_where_its_mean_varies_by_more_than_a_hundredth(few):
-    """Burda et al. 2016, section 5.1: 0.0095 is not enough, 0.0105 is, and a constant says nothing of the image."""
+    """Burda et al. 2016, section 5.2: 0.0095 is not enough, 0.0105 is, and a constant says nothing of the image."""
     model = make(3)
     spread = model.encode(few)[0].std(0)
     model.encoder[-1].weight.data[:3] *= (torch.tensor([0.0095, 0.0105, 0.0]).sqrt() / spread).unsqueeze(1)
