@@ -62,8 +62,9 @@ def draw(results, _load, _dataset, folder):
         for group in groups:
             if group["latent_dim"] == LATENT_DIM:
                 style, (mean, error) = network_style(group["architecture"]), group["elbo"].values()
-                fill = "none" if group["variant"] else "full"
-                right.errorbar(mean, style["label"], xerr=error, fmt="o", fillstyle=fill, capsize=3, **style)
+                fill, size = ("none", 11) if group["variant"] else ("full", 6)  # so that one is seen around the other
+                marker = {"fmt": "o", "fillstyle": fill, "markersize": size}
+                right.errorbar(mean, style["label"], xerr=error, capsize=3, **marker, **style)
         right.set_xlabel(f"test ELBO at K = {LATENT_DIM} (nats)")
         right.margins(y=0.3)
         right.invert_yaxis()
