@@ -88,7 +88,7 @@ CLAIMS = {
     "of 16 dimensions are used": lambda r: r("mlp_z16_sigma1").dimensions_in_use < 8,
     "does not repair this": lambda r: r("mlp_z16").elbo > r("mlp_z16_sigma1").elbo_with_fitted_sigma + 100,
     "the sharper the reconstructions": lambda r: falls([r(name).mse for name in (*FIXED, "mlp_z16")]),
-    "So calibration gives the best decoder, but the worst samples from the prior": lambda r: all(
+    "So calibration gives the best decoder, but the fewest recognised samples from the prior": lambda r: all(
         r(name).mixture_recognised < r("mlp_z16").mixture_recognised - 0.05
         and r(name).prior_recognised > 2 * r("mlp_z16").prior_recognised
         for name in FIXED
@@ -102,18 +102,18 @@ CLAIMS = {
     "stays at about 10": lambda r: all(abs(r.at("conv_z2", stage).kl - 10) < 0.5 for stage in ("middle", "end")),
     "differs from the mean image": lambda r: abs(r.at("conv_z16", "begin").elbo - r.controls.mean_image_elbo) < 5,
     "At the beginning the KL is below one nat": lambda r: r.at("conv_z16", "begin").kl < 1,
-    "nearly every class has a place of its own": lambda r: r.at("conv_z16", "middle").knn_accuracy > 0.94,
-    "4 mixes with 9, and 3 with 5": lambda r: r.at("conv_z2").knn_accuracy < 0.9,
+    "nearly every class has its own place": lambda r: r.at("conv_z16", "middle").knn_accuracy > 0.94,
+    "most classes mix": lambda r: r.at("conv_z2", "begin").knn_accuracy < 0.5,
+    "4 with 9, and 3 with 5": lambda r: r.at("conv_z2").knn_accuracy < 0.9,
     "So training groups the classes at both sizes": lambda r: all(
         r.at(name).codes_knn_accuracy > r.runs[name]["untrained_knn_accuracy"] + 0.05 for name in CONV
     ),
-    "at K = 2 raw pixels do it better": lambda r: (
+    "at K = 2 less well than raw pixels": lambda r: (
         r.at("conv_z2").codes_knn_accuracy + 0.03 < r.controls.pixels_knn_accuracy < r.at("conv_z16").codes_knn_accuracy
     ),
     "at K = 16 the ELBO still rises": lambda r: r.at("conv_z16").elbo > r.at("conv_z16", "middle").elbo + 50,
     # 2.5
     "its ELBO is higher at K = 16": lambda r: r.lead("conv_z16") > 50,
-    "At K = 2 the two networks are about equal": lambda r: abs(r("conv_z2").lead) < 20,
     "training takes a fifth of the time": lambda r: 4 < r("conv_z16").train_seconds / r("mlp_z16").train_seconds < 6,
     "The lead grows from K = 2 to 64": lambda r: rises(r.over_sizes("conv", "lead")[1:]),
     "there trainings differ more": lambda r: (
@@ -129,16 +129,14 @@ CLAIMS = {
     "More dimensions raise the ELBO and sharpen the reconstructions, as far as they are used": lambda r: (
         rises(r.over_sizes("conv", "elbo")) and falls(r.over_sizes("conv", "mse"))
     ),
-    "But beyond 4, fewer samples from the prior look like digits": lambda r: all(
+    "But beyond 4, fewer samples from the prior are recognised": lambda r: all(
         falls(r.over_sizes(network, "prior_recognised")[2:6]) for network in NETWORKS
     ),
     "Principal components do worse": lambda r: all(
         error > 1.3 * mse for error, mse in zip(r.controls.pca_mse.values(), r.over_sizes("conv", "mse"), strict=True)
     ),
-    "and its ELBO does not rise": lambda r: r("mlp_z64").elbo < r("mlp_z32").elbo + 5,
-    "it is smallest from K = 4 to 16": lambda r: all(
-        {*np.argsort(r.over_sizes(network, "prior_frechet_distance"))[:3]} == {2, 3, 4} for network in NETWORKS
-    ),
+    "at about equal ELBO": lambda r: abs(r("mlp_z64").elbo - r("mlp_z32").elbo) < 5,
+    "these samples improve up to K = 16": lambda r: falls(r.over_sizes("conv", "prior_frechet_distance")[:5]),
     "hardly at fault": lambda r: r("conv_z16").mixture_recognised > 0.9 * r.judge["test_digits"]["recognised"],
     "of averages of two": lambda r: (
         r.judge["averages_of_two_digits"]["recognised"] < 0.2 < 0.8 < r.judge["test_digits"]["recognised"]
