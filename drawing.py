@@ -52,11 +52,17 @@ def draw_prior_circles(axes, **options):
 
 
 def draw_class_numbers(axes, points, labels, **options):
-    """Write the number of each class at the median of its points (N, 2), in a box; `options` are those of a text."""
+    """Write the number of each class on its point that is nearest to their median and not below another number.
+
+    `points` are (N, 2), and `options` those of a text.
+    """
+    extent, places = np.ptp(points), []
     for digit in np.unique(labels):
+        own = points[labels == digit]
+        crowded = sum(np.linalg.norm(own - place, axis=1) < 0.07 * extent for place in places)  # about a number's size
+        places.append(own[np.argmin(np.linalg.norm(own - np.median(own, axis=0), axis=1) + extent * crowded)])
         box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": PALETTE[digit]}
-        x, y = np.median(points[labels == digit], axis=0)
-        axes.text(x, y, str(digit), ha="center", va="center", weight="bold", bbox=box, **options)
+        axes.text(*places[-1], str(digit), ha="center", va="center", weight="bold", bbox=box, **options)
 
 
 def run_title(architecture, latent_dim, stage="", note=""):

@@ -111,8 +111,7 @@ class GMM:
         ValueError
             If `n` < 1.
         """
-        chunks = list(self.chunks(n, rng))
-        return np.concatenate([points for points, _ in chunks]), np.concatenate([labels for _, labels in chunks])
+        return tuple(map(np.concatenate, zip(*self.chunks(n, rng), strict=True)))
 
     def chunks(self, n, rng):
         """Yield the points and labels of `sample`, with its errors, in pieces: memory does not grow with `n`."""

@@ -222,8 +222,7 @@ def evaluate(model, images, importance_images=0, importance_samples=200, seed=0)
         means = {"elbo": elbo, "nll": nll, "kl": kl.sum(1), "mse": square}
         results = {name: values.mean().item() for name, values in means.items()}
         results["elbo_standard_error"] = standard_error(elbo)
-        results["active_units"] = int((mu.var(0) > ACTIVE_VARIANCE).sum())
-        results["kl_per_dimension"] = kl.mean(0).tolist()
+        results |= {"active_units": int((mu.var(0) > ACTIVE_VARIANCE).sum()), "kl_per_dimension": kl.mean(0).tolist()}
         if importance_images:
             chosen = choose(len(images), importance_images)
             bound = ELBO.importance_weighted_log_likelihood(model, images[chosen].to(device), importance_samples).cpu()

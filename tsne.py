@@ -54,11 +54,9 @@ def plot_tsne(model, images, labels, path, seed=0, title=""):
     labels = np.asarray(labels)
     codes = encode_means(model, images)
     points = embed(codes, seed)
-    ratings = {
-        "knn_accuracy": knn_accuracy(points, labels, seed),
-        "codes_knn_accuracy": knn_accuracy(codes, labels, seed),
-        "trustworthiness": float(trustworthiness(codes, points, n_neighbors=NEIGHBOURS)),
-    }
+    ratings = {"knn_accuracy": knn_accuracy(points, labels, seed)}
+    ratings["codes_knn_accuracy"] = knn_accuracy(codes, labels, seed)
+    ratings["trustworthiness"] = float(trustworthiness(codes, points, n_neighbors=NEIGHBOURS))
     panels = 2 if model.latent_dim == 2 else 1
     with figure_file(path, (4.5, 0.5 + 4.3 * panels), title) as figure:
         *plane, axes = figure.subplots(panels, squeeze=False)[:, 0]

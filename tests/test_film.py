@@ -27,8 +27,8 @@ def test_film_shows_a_plain_training_of_the_convolutional_network_and_holds_its_
     film.make(few, tmp_path, config)
     model = make(2, "conv", config.seed)
     train(model, few.train.images, config)
-    title = "convolutional, K = 2, iteration 2\nMNIST, 70 images"
-    last = film.draw_frame(decode_plane(model), encode_means(model, few.test.images), few.test.labels, title)
+    digits, title = few.test.choose(film.CODES), "convolutional, K = 2, iteration 2\nMNIST, 70 images"
+    last = film.draw_frame(decode_plane(model), encode_means(model, digits.images), digits.labels, title)
     with Image.open(tmp_path / "film.gif") as shown:
         assert [frame.info["duration"] for frame in ImageSequence.Iterator(shown)] == [200, 3000]
         assert shown.info["loop"] == 0  # endless

@@ -126,11 +126,6 @@ def test_stages_are_one_percent_half_and_all_of_the_training():
         assert training.stage_iterations(iterations) == dict(zip(STAGES, stages, strict=True))
 
 
-def test_iterations_are_ten_epochs_of_128_images_unless_told_otherwise(few):
-    assert training.iterations_of(60_000, TrainConfig()) == 10 * math.ceil(59_000 / 128)
-    assert len(train(make(), few[:2], TrainConfig(epochs=np.int64(2)))["loss"]) == 2
-
-
 def test_augmented_images_are_the_originals_under_linear_maps_near_the_identity(few):
     with seeded(3):
         augmented = training.augment(few)
