@@ -97,7 +97,7 @@ torch.save(make().state_dict(), whole := io.BytesIO())
 UNUSABLE = {
     "text": b"These are not weights.\n",
     "cut": whole.getvalue()[:-9],
-    "bare pickle": pickle.dumps({"made_from": "another"}),
+    "bare pickle": pickle.dumps({"architecture": "mlp"}, protocol=2),
     "weights alone": whole.getvalue(),
 }
 
