@@ -54,9 +54,9 @@ def draw_prior_circles(axes, **options):
 def draw_class_numbers(axes, points, labels, **options):
     """Write the number of each class on its point that is nearest to their median and not below another number.
 
-    `points` are (N, 2), and `options` those of a text.
+    `points` are (N, 2), and `options` those of a text. The limits of the axes must be those of the finished figure.
     """
-    extent, places = np.ptp(points), []
+    extent, places = np.ptp([axes.get_xlim(), axes.get_ylim()], axis=1).max(), []
     for digit in np.unique(labels):
         own = points[labels == digit]
         crowded = sum(np.linalg.norm(own - place, axis=1) < 0.07 * extent for place in places)  # about a number's size

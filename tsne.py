@@ -63,8 +63,8 @@ def plot_tsne(model, images, labels, path, seed=0, title=""):
         for axis in plane:
             inside = (np.abs(codes) <= LIMIT).all(axis=1)
             draw_prior_circles(axis, color="gray", linewidth=0.8)
-            _scatter(axis, codes[inside], labels[inside], seed)
             axis.set(xlim=(-LIMIT, LIMIT), ylim=(-LIMIT, LIMIT), aspect="equal", xlabel="$\\mu_1$", ylabel="$\\mu_2$")
+            _scatter(axis, codes[inside], labels[inside], seed)
             axis.set_title("codes, and 1, 2, 3 standard deviations of the prior", fontsize="medium")
         _scatter(axes, points, labels, seed)
         axes.set(xticks=[], yticks=[])  # the units of a map mean nothing

@@ -9,7 +9,7 @@ from PIL import Image
 from checkpoints import new_model
 from drawing import PALETTE, draw_class_numbers, draw_mosaic, figure_file, run_title
 from files import whole_file
-from latent_traversal import PLANE_EDGE, decode_plane
+from latent_traversal import PLANE_EDGE, REACH, decode_plane
 from train import TrainConfig, encode_means, iterations_of, train
 
 FRAMES = 40
@@ -63,8 +63,9 @@ def draw_frame(plane, codes, labels, title):
             axes = figure.subplots()
             draw_mosaic(axes, plane, gap=0, extent=edges * 2)
             axes.scatter(*codes.T, s=16, c=np.array(PALETTE)[labels], edgecolors="white", linewidths=0.6)
-            draw_class_numbers(axes, codes, labels, size=12, clip_on=True)
             axes.set(xlim=edges, ylim=edges, xlabel="$z_1$", ylabel="$z_2$")
+            inside = (np.abs(codes) < REACH).all(axis=1)
+            draw_class_numbers(axes, codes[inside], labels[inside], size=12)
         picture = Image.open(path).convert("RGB")
     colors = np.concatenate([np.linspace(0, 1, GREYS)[:, None].repeat(3, axis=1), PALETTE])
     palette = Image.new("P", (1, 1))
