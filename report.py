@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from drawing import run_title
 from files import InputError, write_text
+from train import STAGES
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 FIRST_LINE = "# Gallery"
@@ -49,4 +50,4 @@ def page(template, values, folder=TEMPLATES):
     """
     pages = Environment(loader=FileSystemLoader(folder), trim_blocks=True, undefined=StrictUndefined)
     pages.filters["n"] = lambda number, form=",": format(number, form).replace("-", "−")
-    return pages.get_template(template).render(values, run_title=run_title) + "\n"
+    return pages.get_template(template).render(values, run_title=run_title, STAGES=STAGES) + "\n"

@@ -122,6 +122,7 @@ def test_download_is_kept_and_found_on_disk_the_next_time(parts, tmp_path, serve
 FAILURES = {  # a server's manners: (how it answers, a word of the reason that is given)
     "other bytes": (lambda handler, content: send(handler, content, content[:-1] + b"?"), "corrupted"),
     "breaks off": (lambda handler, content: send(handler, content, content[:-9]), "corrupted"),
+    "silent": (lambda handler, content: time.sleep(5), "timed out"),
     "silent in the middle": (lambda handler, content: [send(handler, content, b"half"), time.sleep(5)], "timed out"),
     # torchvision's words for it differ from version to version
     "lacks a file": (lambda handler, content: send(handler, content, b"" if LABELS in handler.path else None), ""),
